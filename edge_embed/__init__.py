@@ -1,0 +1,32 @@
+"""edge-embed: embeddings on your own machine, from one quantized GGUF, offline.
+
+``from edge_embed import Embedder; Embedder().encode(["some text"])`` is the whole of it.
+Importing this package loads no native library; the engine is loaded on first use.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["EdgeEmbedError", "EmbedResult", "Embedder", "Usage", "__version__"]
+
+if TYPE_CHECKING:
+    from edge_embed.embedder import Embedder
+    from edge_embed.errors import EdgeEmbedError
+    from edge_embed.types import EmbedResult, Usage
+
+_HOMES = {
+    "EdgeEmbedError": "edge_embed.errors",
+    "EmbedResult": "edge_embed.types",
+    "Embedder": "edge_embed.embedder",
+    "Usage": "edge_embed.types",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'edge_embed' has no attribute {name!r}")

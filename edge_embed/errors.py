@@ -1,0 +1,197 @@
+"""Every error that edge-embed raises on purpose, and what each means to a shell or an HTTP client.
+
+::
+
+    EdgeEmbedError
+    ├── InputError                 the caller's texts or options
+    │   ├── InvalidTextError       not a string, or not encodable (lone surrogates)
+    │   ├── TextTooLongError       more tokens than the limit, and truncation was refused
+    │   ├── InvalidOptionError     an option outside its range, or two that contradict each other
+    │   ├── InvalidDimensionError  truncate_dim outside 1..model size
+    │   ├── UnknownPromptError     a prompt name that the model does not have
+    │   └── InputFileError         a file of texts that cannot be read as asked
+    ├── ModelError                 the model file
+    │   ├── ModelNotFoundError     no such file or known model
+    │   ├── ModelFileError         not a GGUF, truncated, corrupt, or refused by the engine
+    │   └── UnsupportedModelError  a sound file that this runtime cannot embed faithfully
+    ├── ConversionError            the checkpoint that is being converted
+    │   ├── CheckpointError        a file, tensor, shape or value in it is missing or wrong
+    │   ├── UnsupportedCheckpointError  a family, tokenizer or module that is not converted faithfully
+    │   └── OutputFileError        the result cannot be written (disk full, no permission)
+    └── EngineError                the native library and the machine
+        ├── EngineUnavailableError llama-cpp-python is missing, or its layout is not the one we know
+        ├── EngineMemoryError      a context or batch could not be allocated
+        ├── EngineClosedError      used after close()
+        ├── NonFiniteError         the model produced NaN or infinity for named texts
+        └── ComputeError           the engine returned an error code
+
+This module knows messages and codes. It raises nothing and imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class EdgeEmbedError(Exception):
+    """Base of the tree.
+
+    Args:
+        message: what was wrong and what was expected, one sentence.
+        hint: what to do about it, one sentence; may be empty.
+    """
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class InputError(EdgeEmbedError):
+    """The caller's texts or options."""
+
+
+class InvalidTextError(InputError):
+    """A text that is not a string, or that cannot be encoded as UTF-8."""
+
+
+class TextTooLongError(InputError):
+    """A text is longer than the limit and ``truncate="error"`` was asked for.
+
+    Attributes:
+        index: position of the text in the call.
+        n_tokens: its length in tokens, special tokens included.
+        limit: the most tokens that would have been accepted.
+    """
+
+    def __init__(self, index: int, n_tokens: int, limit: int) -> None:
+        super().__init__(
+            f"text {index} has {n_tokens} tokens, and the limit is {limit}",
+            hint='shorten it, split it, or allow truncation with truncate="right" or "left"',
+        )
+        self.index = index
+        self.n_tokens = n_tokens
+        self.limit = limit
+
+
+class InvalidOptionError(InputError):
+    """An option outside its range, or two options that contradict each other."""
+
+
+class InvalidDimensionError(InputError):
+    """``truncate_dim`` is not an integer from 1 to the size of the model's vectors."""
+
+
+class UnknownPromptError(InputError):
+    """A prompt name that the model does not have."""
+
+
+class InputFileError(InputError):
+    """A file of texts that cannot be read as asked."""
+
+
+class ModelError(EdgeEmbedError):
+    """The model file."""
+
+
+class ModelNotFoundError(ModelError):
+    """No such file, and no known model of that name."""
+
+
+class ModelFileError(ModelError):
+    """The file is not a GGUF, is truncated or corrupt, or the engine refused it."""
+
+
+class UnsupportedModelError(ModelError):
+    """The file is sound, but this runtime cannot compute its embeddings faithfully."""
+
+
+class ConversionError(EdgeEmbedError):
+    """The checkpoint that is being converted."""
+
+
+class CheckpointError(ConversionError):
+    """A file, tensor, shape or value in the checkpoint is missing or wrong."""
+
+
+class UnsupportedCheckpointError(ConversionError):
+    """The checkpoint's family, tokenizer or modules cannot be converted faithfully."""
+
+
+class OutputFileError(ConversionError):
+    """The result cannot be written."""
+
+
+class EngineError(EdgeEmbedError):
+    """The native library and the machine."""
+
+
+class EngineUnavailableError(EngineError):
+    """llama-cpp-python is missing, broken, or of a layout that is not known."""
+
+
+class EngineMemoryError(EngineError):
+    """A context or a batch could not be allocated."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was used after ``close()``."""
+
+
+class NonFiniteError(EngineError):
+    """The model produced NaN or infinity for some texts; the others are not lost.
+
+    Attributes:
+        indices: positions, in the call, of the texts without a finite vector.
+        partial: the call's result with those rows set to NaN, or None where there is none.
+    """
+
+    def __init__(self, indices: Sequence[int], partial: Any = None) -> None:
+        shown = ", ".join(str(i) for i in indices[:10]) + (", ..." if len(indices) > 10 else "")
+        super().__init__(
+            f"the model produced non-finite values for {len(indices)} text(s): {shown}",
+            hint="the weights overflow on this input: use a BF16, F32 or less aggressive quantization; "
+            "the other texts' vectors are in this error's .partial",
+        )
+        self.indices = tuple(indices)
+        self.partial = partial
+
+
+class ComputeError(EngineError):
+    """The engine returned an error code."""
+
+
+# Leaf -> (HTTP status, exit code). Exit codes: 2 usage and input, 3 model, 4 conversion, 5 engine.
+CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
+    InvalidTextError: (422, 2),
+    TextTooLongError: (400, 2),
+    InvalidOptionError: (422, 2),
+    InvalidDimensionError: (400, 2),
+    UnknownPromptError: (400, 2),
+    InputFileError: (400, 2),
+    ModelNotFoundError: (404, 3),
+    ModelFileError: (500, 3),
+    UnsupportedModelError: (501, 3),
+    CheckpointError: (500, 4),
+    UnsupportedCheckpointError: (501, 4),
+    OutputFileError: (507, 4),
+    EngineUnavailableError: (503, 5),
+    EngineMemoryError: (507, 5),
+    EngineClosedError: (503, 5),
+    NonFiniteError: (500, 5),
+    ComputeError: (500, 5),
+}
+
+
+def http_status(error: EdgeEmbedError) -> int:
+    """The HTTP status that answers this error."""
+    return CODES[type(error)][0]
+
+
+def exit_code(error: EdgeEmbedError) -> int:
+    """The exit code with which a command ends on this error."""
+    return CODES[type(error)][1]

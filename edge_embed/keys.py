@@ -1,0 +1,33 @@
+"""Names of the GGUF metadata that edge-embed adds to the standard ones.
+
+The converter writes them and the runtime reads them; nothing else is shared between the two.
+A file without them still runs, from the architecture's defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PREFIX: Final = "edge_embed."
+
+VERSION: Final = "edge_embed.version"  # uint32, 1
+MAX_TOKENS: Final = "edge_embed.max_tokens"  # uint32, special tokens included
+NORMALIZE: Final = "edge_embed.normalize"  # bool
+EDS_TOKEN_ID: Final = "edge_embed.eds_token_id"  # uint32
+UNICODE_NORMALIZATION: Final = "edge_embed.unicode_normalization"  # string: none, NFC, NFKC
+MRL_DIMENSIONS: Final = "edge_embed.mrl_dimensions"  # array of uint32
+PROMPT: Final = "edge_embed.prompt."  # + name: string
+DEFAULT_PROMPT_NAME: Final = "edge_embed.default_prompt_name"  # string
+INSTRUCTION_TEMPLATE: Final = "edge_embed.instruction_template"  # string with {instruction}
+RECIPE: Final = "edge_embed.quantization.recipe"  # string, the type asked for: q8_0, ...
+FALLBACKS: Final = "edge_embed.quantization.fallbacks"  # array of strings "tensor: asked -> got (why)"
+SOURCE_SHA256: Final = "edge_embed.source.sha256"  # string, digest of the source safetensors
+SOURCE_REPOSITORY: Final = "edge_embed.source.repository"  # string
+SOURCE_REVISION: Final = "edge_embed.source.revision"  # string
+
+# WordPiece settings of the original tokenizer, needed for equal ids.
+WORDPIECE_LOWERCASE: Final = "edge_embed.wordpiece.lowercase"  # bool
+WORDPIECE_STRIP_ACCENTS: Final = "edge_embed.wordpiece.strip_accents"  # bool
+WORDPIECE_CHINESE_CHARS: Final = "edge_embed.wordpiece.handle_chinese_chars"  # bool
+WORDPIECE_CLEAN_TEXT: Final = "edge_embed.wordpiece.clean_text"  # bool
+WORDPIECE_MAX_WORD_CHARS: Final = "edge_embed.wordpiece.max_input_chars_per_word"  # uint32

@@ -1,0 +1,196 @@
+"""The values that pass between modules: frozen, with no behaviour beyond what follows from their fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Pooling = Literal["none", "mean", "cls", "last", "rank"]
+Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+Truncate = Literal["right", "left", "error"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+TRUNCATIONS: tuple[Truncate, ...] = ("right", "left", "error")
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+AnyArray = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One text as the model will see it.
+
+    Attributes:
+        token_ids: int32 ``[n]``, special tokens included, never empty.
+        n_original: tokens before truncation (equal to ``len(token_ids)`` where nothing was cut).
+    """
+
+    token_ids: Int32Array
+    n_original: int
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def truncated(self) -> bool:
+        return self.n_original > len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some encodings packed without padding, for one call of the engine.
+
+    Attributes:
+        token_ids: int32 ``[n_tokens]``, the sequences one after another.
+        lengths: int32 ``[n_seqs]``, tokens of each sequence, in the same order.
+        indices: for each sequence, its position in the list that was packed.
+    """
+
+    token_ids: Int32Array
+    lengths: Int32Array
+    indices: tuple[int, ...]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def n_seqs(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call cost.
+
+    Attributes:
+        n_texts: texts asked for.
+        n_computed: texts that the model ran on (identical texts run once).
+        n_tokens: tokens of all texts after truncation, as an API would count them.
+        n_tokens_computed: tokens that the model ran on.
+        n_truncated: texts that lost tokens.
+    """
+
+    n_texts: int
+    n_computed: int
+    n_tokens: int
+    n_tokens_computed: int
+    n_truncated: int
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedResult:
+    """Vectors and what is known about them.
+
+    Attributes:
+        vectors: ``[n, d]`` in input order; dtype and width follow the precision
+            (``binary`` and ``ubinary`` pack eight dimensions into a byte).
+        n_tokens: int32 ``[n]``, tokens used of each text, special tokens included.
+        n_original: int32 ``[n]``, tokens of each text before truncation.
+        usage: totals.
+    """
+
+    vectors: AnyArray
+    n_tokens: Int32Array
+    n_original: Int32Array
+    usage: Usage
+
+    @property
+    def truncated(self) -> npt.NDArray[np.bool_]:
+        """bool ``[n]``: which texts lost tokens."""
+        result: npt.NDArray[np.bool_] = self.n_original > self.n_tokens
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """What one call of the engine may carry; checked in Python before every C call.
+
+    Attributes:
+        n_batch: preferred tokens per call; a longer single text grows the context, up to ``n_ctx_max``.
+        n_seq_max: most sequences per call.
+        n_ctx_max: most tokens of one text.
+        n_vocab: token ids are 0..n_vocab-1.
+    """
+
+    n_batch: int
+    n_seq_max: int
+    n_ctx_max: int
+    n_vocab: int
+
+
+class Engine(Protocol):
+    """What the spine needs of an engine; ``edge_embed.testing.FakeEngine`` is the smallest one."""
+
+    @property
+    def limits(self) -> EngineLimits: ...
+
+    @property
+    def n_embd(self) -> int: ...
+
+    def decode(self, batch: Batch) -> Float32Array:
+        """Raw pooled vectors, float32 ``[n_seqs, n_embd]``, not normalized, in the batch's order.
+
+        A row that stays non-finite after the batch's members were run alone is returned as NaN.
+        Raises ``EngineError`` leaves; ``InvalidOptionError`` where the batch breaks a limit.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a GGUF says of itself, with what had to be resolved from elsewhere.
+
+    Attributes:
+        path: the file.
+        architecture: ``general.architecture``.
+        name: ``general.name`` or the file's stem.
+        n_embd: size of the vectors.
+        n_ctx_train: positions that the model was trained with.
+        n_layer: number of layers.
+        n_vocab: size of the vocabulary.
+        pooling: how hidden states become one vector.
+        pooling_source: where the pooling came from: ``file``, ``architecture`` or ``caller``.
+        causal: whether attention looks back only.
+        max_tokens: most tokens of one text, special tokens included.
+        normalize: whether vectors are made unit length by default.
+        prompts: prompt name -> text put before the input.
+        default_prompt_name: the prompt used when none is asked for, or None.
+        instruction_template: text with ``{instruction}``, put before a query, or None.
+        mrl_dimensions: sizes that the model was trained to be cut to; empty where unknown.
+        eds_token_id: the id that ends every text of a last-pooling model, or None.
+        unicode_normalization: ``none``, ``NFC`` or ``NFKC``, applied before tokenizing.
+        types: tensor type -> number of tensors.
+        size_bytes: size of the file.
+        license: ``general.license`` or an empty string.
+        repairs: one sentence for each flag that was missing or wrong and what was used instead.
+    """
+
+    path: str
+    architecture: str
+    name: str
+    n_embd: int
+    n_ctx_train: int
+    n_layer: int
+    n_vocab: int
+    pooling: Pooling
+    pooling_source: str
+    causal: bool
+    max_tokens: int
+    normalize: bool
+    prompts: dict[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    instruction_template: str | None = None
+    mrl_dimensions: tuple[int, ...] = ()
+    eds_token_id: int | None = None
+    unicode_normalization: str = "none"
+    types: dict[str, int] = field(default_factory=dict)
+    size_bytes: int = 0
+    license: str = ""
+    repairs: tuple[str, ...] = ()
