@@ -1,0 +1,1 @@
+"""The engine: everything of the runtime that touches llama.cpp."""

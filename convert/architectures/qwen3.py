@@ -1,0 +1,117 @@
+"""Qwen3 decoders as embedding models: Qwen3-Embedding and models tuned from it or from Qwen3.
+
+Names and shapes from transformers' ``Qwen3Model`` and from llama.cpp's src/models/qwen3.cpp.
+"""
+
+from __future__ import annotations
+
+from edge_embed.errors import UnsupportedCheckpointError
+
+from ..checkpoint import Fields
+from .family import Family, Hyper, KeyValue, Row, must_be, real, uint
+
+
+def _rope_theta(config: Fields) -> float:
+    """The base of the rotary embedding, in either spelling; any scaling of positions is refused."""
+    for key in ("rope_parameters", "rope_scaling"):  # transformers 5 and 4
+        if config.has(key):
+            rope = config.mapping(key)
+            kind = rope.values.get("rope_type", rope.values.get("type", "default"))
+            if kind != "default":
+                raise UnsupportedCheckpointError(f"{rope.file}: rope_type is {kind!r}, and only default is converted")
+            if rope.has("rope_theta"):
+                return rope.number("rope_theta", low=1.0, high=1e12)
+    return config.number("rope_theta", low=1.0, high=1e12, default=10000.0)
+
+
+def _hyper(config: Fields) -> Hyper:
+    must_be(config, "hidden_act", ("silu",), "llama.cpp computes silu")
+    must_be(config, "attention_bias", (False,), "llama.cpp's qwen3 has no attention biases")
+    must_be(config, "use_sliding_window", (False,), "sliding windows are not converted")
+    must_be(config, "is_causal", (True,), "llama.cpp's qwen3 attends to the past only")
+    must_be(config, "use_bidirectional_attention", (False,), "llama.cpp's qwen3 attends to the past only")
+    n_layer = config.integer("num_hidden_layers", low=1, high=512)
+    layer_types = config.values.get("layer_types")
+    if layer_types is not None and layer_types != ["full_attention"] * n_layer:
+        raise UnsupportedCheckpointError(f"{config.file}: layer_types are not all full_attention")
+    n_embd = config.integer("hidden_size", low=1, high=2**20)
+    n_head = config.integer("num_attention_heads", low=1, high=2**16)
+    n_head_kv = config.integer("num_key_value_heads", low=1, high=n_head, default=n_head)
+    # transformers' Qwen3Config has 128 where the field is missing, whatever hidden_size and heads are.
+    head_dim = config.integer("head_dim", low=2, high=2**12, default=128)
+    n_ff = config.integer("intermediate_size", low=1, high=2**20)
+    n_rows = config.integer("vocab_size", low=1)
+    n_positions = config.integer("max_position_embeddings", low=1)
+    epsilon = config.number("rms_norm_eps", low=0.0, high=1.0, default=1e-6)
+    if n_head % n_head_kv:
+        raise config.error("num_key_value_heads", f"a divisor of num_attention_heads {n_head}")
+    key_values: tuple[KeyValue, ...] = (
+        uint("qwen3.block_count", n_layer),
+        uint("qwen3.context_length", n_positions),
+        uint("qwen3.embedding_length", n_embd),
+        uint("qwen3.feed_forward_length", n_ff),
+        uint("qwen3.attention.head_count", n_head),
+        uint("qwen3.attention.head_count_kv", n_head_kv),
+        uint("qwen3.attention.key_length", head_dim),
+        uint("qwen3.attention.value_length", head_dim),
+        real("qwen3.attention.layer_norm_rms_epsilon", epsilon),
+        real("qwen3.rope.freq_base", _rope_theta(config)),
+    )
+    return Hyper(
+        n_layer=n_layer,
+        n_embd=n_embd,
+        n_rows=n_rows,
+        max_positions=n_positions,
+        sizes={
+            "rows": n_rows,
+            "embd": n_embd,
+            "ff": n_ff,
+            "head": head_dim,
+            "q": n_head * head_dim,
+            "kv": n_head_kv * head_dim,
+        },
+        key_values=key_values,
+    )
+
+
+_LAYER = "layers.{i}."
+
+QWEN3 = Family(
+    arch="qwen3",
+    model_type="qwen3",
+    classes=("Qwen3Model", "Qwen3ForCausalLM"),
+    refused={
+        "Qwen3ForSequenceClassification": "a reranker's or classifier's head is not converted yet",
+        "Qwen3ForTokenClassification": "it labels tokens and is no embedding model",
+        "Qwen3ForQuestionAnswering": "it marks spans and is no embedding model",
+    },
+    tokenizer="bpe",
+    default_pooling="last",
+    hyper=_hyper,
+    prefixes=("model.",),
+    tensors=(
+        Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
+        Row("norm.weight", "output_norm.weight", ("embd",)),
+    ),
+    layer=(
+        Row(_LAYER + "input_layernorm.weight", "blk.{i}.attn_norm.weight", ("embd",)),
+        Row(_LAYER + "self_attn.q_proj.weight", "blk.{i}.attn_q.weight", ("q", "embd")),
+        Row(_LAYER + "self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight", ("head",)),
+        Row(_LAYER + "self_attn.k_proj.weight", "blk.{i}.attn_k.weight", ("kv", "embd")),
+        Row(_LAYER + "self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight", ("head",)),
+        Row(_LAYER + "self_attn.v_proj.weight", "blk.{i}.attn_v.weight", ("kv", "embd")),
+        Row(_LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")),
+        Row(_LAYER + "post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight", ("embd",)),
+        Row(_LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
+        Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
+        Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
+    ),
+    skipped=(
+        (
+            r"lm_head\.weight",
+            "the output matrix over the vocabulary; embeddings come before it, and llama.cpp reads the "
+            "token embeddings in its place where it is absent",
+        ),
+        (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
+    ),
+)

@@ -1,0 +1,350 @@
+"""A checkpoint folder: its JSON files and its safetensors, checked, read lazily.
+
+Knows files, JSON fields, the safetensors container and numeric dtypes. Knows nothing of architectures,
+tokenizers or GGUF. Nothing in the folder is trusted and nothing in it is executed: names may not leave the
+folder, sizes are checked before they are used, pickle is refused.
+
+Tensors are read by seek and read under a lock rather than through a memory map: resident memory then stays
+bounded by the chunks in flight, and a file that shrinks while it is read is an error, not a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
+from edge_embed.types import Float32Array
+
+MAX_JSON_BYTES = 256 * 2**20  # the largest tokenizer.json in use is about 35 MB
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+ITEM_BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
+    "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
+}  # fmt: skip
+READABLE = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """Where a tensor lies. ``shape`` is row-major, ``offset`` counts from the start of the file."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    @property
+    def n_cols(self) -> int:
+        """Values of one row: the last dimension (a 1-D tensor is one row)."""
+        return self.shape[-1] if self.shape else 1
+
+    @property
+    def n_rows(self) -> int:
+        return math.prod(self.shape[:-1]) if self.shape else 1
+
+
+class Fields:
+    """A JSON object whose fields are read with their type and range; every error names file and field."""
+
+    def __init__(self, values: Mapping[str, Any], file: str) -> None:
+        self.values = values
+        self.file = file
+
+    def has(self, key: str) -> bool:
+        """Whether the field is there and not null."""
+        return self.values.get(key) is not None
+
+    def integer(self, key: str, *, low: int = 0, high: int = 2**31 - 1, default: int | None = None) -> int:
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.error(key, f"an integer from {low} to {high}")
+        return value
+
+    def number(self, key: str, *, low: float, high: float, default: float | None = None) -> float:
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise self.error(key, f"a number from {low:g} to {high:g}")
+        return float(value)
+
+    def boolean(self, key: str, default: bool | None = None) -> bool:
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise self.error(key, "true or false")
+        return value
+
+    def string(self, key: str, default: str | None = None) -> str:
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self.error(key, "a string")
+        return value
+
+    def mapping(self, key: str, default: Mapping[str, Any] | None = None) -> Fields:
+        value = self._value(key, default)
+        if not isinstance(value, Mapping):
+            raise self.error(key, "an object")
+        return Fields(value, f"{self.file}: {key}")
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.values.get(key)
+        if value is None:
+            value = default
+        if value is None:
+            raise CheckpointError(f"{self.file}: the field {key!r} is missing")
+        return value
+
+    def error(self, key: str, expected: str) -> CheckpointError:
+        """The error that says what a field is and what was expected."""
+        return CheckpointError(f"{self.file}: {key!r} is {short(self.values.get(key))}, expected {expected}")
+
+
+class Checkpoint:
+    """An opened folder: ``config`` and ``tensors`` by name; ``close()`` (or ``with``) closes the weight files.
+
+    Attributes:
+        folder: where the weights, config.json and tokenizer lie.
+        config: config.json.
+        tensors: every tensor of every shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read config.json and the headers of the weights.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or corrupt.
+            UnsupportedCheckpointError: only pickled weights, or an adapter without its base.
+        """
+        self.folder = folder
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder", hint="pass the folder of a downloaded checkpoint")
+        self.config = self.json("config.json")
+        self._files: dict[str, BinaryIO] = {}
+        self._lock = threading.Lock()
+        self.tensors: dict[str, TensorRef] = {}
+        try:
+            for file in self._weight_files():
+                for ref in self._read_header(file):
+                    if ref.name in self.tensors:
+                        raise CheckpointError(f"{file}: tensor {ref.name!r} is also in another shard")
+                    self.tensors[ref.name] = ref
+            self._check_index()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def json(self, name: str) -> Fields:
+        """A JSON object of the folder; CheckpointError where it is missing or malformed."""
+        return read_json(self.folder, name)
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def read_rows(self, ref: TensorRef, first: int, count: int) -> Float32Array:
+        """Rows ``first .. first+count`` as float32 ``[count, n_cols]``; bf16 and f16 are widened exactly.
+
+        Raises:
+            CheckpointError: the file ended early, the dtype is not F32, F16 or BF16, or a value is NaN or
+                infinite (the message names the row).
+        """
+        if ref.dtype not in READABLE:
+            raise CheckpointError(
+                f"{ref.file}: tensor {ref.name!r} has dtype {ref.dtype}, expected one of {', '.join(READABLE)}"
+            )
+        row_bytes = ref.n_cols * ITEM_BYTES[ref.dtype]
+        data = bytearray(count * row_bytes)
+        try:
+            with self._lock:
+                file = self._files[ref.file]
+                file.seek(ref.offset + first * row_bytes)
+                n_read = file.readinto(data)  # type: ignore[attr-defined]  # a BufferedReader has it
+        except OSError as error:
+            raise CheckpointError(f"{ref.file}: cannot be read: {error}") from error
+        if n_read != len(data):
+            raise CheckpointError(f"{ref.file}: ended inside tensor {ref.name!r}")
+        values = _widen(data, ref.dtype).reshape(count, ref.n_cols)
+        if not np.isfinite(values).all():
+            row = first + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+            raise CheckpointError(f"{ref.file}: tensor {ref.name!r} has NaN or infinity in row {row}")
+        return values
+
+    def sha256(self) -> str:
+        """Digest of the weights: of the file where there is one, else of the lines ``digest  name`` of the shards."""
+        lines = []
+        for name in sorted(self._files):
+            digest = hashlib.sha256()
+            with (self.folder / name).open("rb") as file:
+                while chunk := file.read(2**20):
+                    digest.update(chunk)
+            lines.append(f"{digest.hexdigest()}  {name}\n")
+        return lines[0][:64] if len(lines) == 1 else hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def _weight_files(self) -> list[str]:
+        if self.has("adapter_config.json"):
+            raise UnsupportedCheckpointError(
+                f"{self.folder.name} is an adapter (adapter_config.json), not a whole model",
+                hint="merge it into its base model and save that with save_pretrained",
+            )
+        if self.has("model.safetensors"):
+            return ["model.safetensors"]
+        if self.has("model.safetensors.index.json"):
+            weight_map = self.json("model.safetensors.index.json").mapping("weight_map")
+            for tensor, file in weight_map.values.items():
+                if not isinstance(file, str) or not is_plain_name(file) or not file.endswith(".safetensors"):
+                    raise CheckpointError(
+                        f"{weight_map.file}: tensor {tensor!r} is said to be in {short(file)}, "
+                        "expected the name of a .safetensors file of the folder"
+                    )
+            if not weight_map.values:
+                raise CheckpointError(f"{weight_map.file} is empty")
+            self._index = weight_map.values
+            return sorted(set(weight_map.values.values()))
+        pickles = [p.name for p in sorted(self.folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+        if pickles:
+            raise UnsupportedCheckpointError(
+                f"{self.folder.name} has its weights only as pickle ({pickles[0]}); loading a pickle runs "
+                "whatever code is in it, so it is refused",
+                hint="save the model as safetensors where you trust it: model.save_pretrained(folder)",
+            )
+        raise CheckpointError(f"{self.folder.name}: model.safetensors is missing, and so is its index")
+
+    _index: Mapping[str, str] = {}  # noqa: RUF012 - an empty default, replaced and never changed
+
+    def _check_index(self) -> None:
+        for name, file in self._index.items():
+            if name not in self.tensors or self.tensors[name].file != file:
+                raise CheckpointError(f"{file}: tensor {name!r} is in the index but not in the file")
+
+    def _read_header(self, name: str) -> list[TensorRef]:
+        try:
+            file = (self.folder / name).open("rb")
+        except FileNotFoundError:
+            raise CheckpointError(f"{name} is missing", hint="the download is incomplete") from None
+        except OSError as error:
+            raise CheckpointError(f"{name} cannot be read: {error}") from error
+        self._files[name] = file
+        size = file.seek(0, 2)
+        file.seek(0)
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
+            raise CheckpointError(f"{name} is truncated or not a safetensors file: {size} bytes")
+        header = parse_json(file.read(length), name)
+        start = 8 + length
+        header.pop("__metadata__", None)
+        refs = [_tensor_ref(tensor, entry, name, start, size) for tensor, entry in header.items()]
+        end = start
+        for ref in sorted(refs, key=lambda r: (r.offset, r.nbytes)):
+            if ref.offset != end:
+                raise CheckpointError(f"{name}: tensor {ref.name!r} overlaps another or leaves a hole")
+            end += ref.nbytes
+        if end != size:
+            raise CheckpointError(f"{name}: {size - end} bytes belong to no tensor")
+        return refs
+
+
+def _tensor_ref(name: str, entry: Any, file: str, start: int, size: int) -> TensorRef:
+    def bad(what: str) -> CheckpointError:
+        return CheckpointError(f"{file}: tensor {name!r}: {what}")
+
+    if not isinstance(entry, dict):
+        raise bad("its header entry is not an object")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        raise bad(f"unknown dtype {short(dtype)}")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise bad("its shape or offsets are not lists of non-negative integers")
+    begin, end = offsets
+    if end < begin or end - begin != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise bad(f"its {end - begin} bytes do not fit shape {shape} of {dtype}")
+    if start + end > size:
+        raise bad(f"ends at byte {start + end}, and the file has {size}: the file is truncated")
+    return TensorRef(name, file, dtype, tuple(shape), start + begin, end - begin)
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**48 for v in value)
+
+
+def _widen(data: bytearray, dtype: str) -> Float32Array:
+    if dtype == "F32":
+        return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+    if dtype == "F16":
+        return np.frombuffer(data, "<f2").astype(np.float32)
+    # bfloat16 is the upper half of a float32.
+    return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether this is the name of a file in a folder and not a way out of it, on any system."""
+    return bool(name) and name not in (".", "..") and not set(name) & set('/\\:\0')
+
+
+def is_inner_path(path: str) -> bool:
+    """Whether a relative path with forward slashes stays inside its folder; the empty path does."""
+    return not path.startswith("/") and all(is_plain_name(part) for part in PurePosixPath(path).parts)
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """A value from a file, quoted for a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "..."
+
+
+def read_json(folder: Path, name: str) -> Fields:
+    """The JSON object in ``folder/name``; CheckpointError where it is missing, too large or malformed."""
+    return Fields(parse_json(_read_file(folder, name), name), name)
+
+
+def read_json_list(folder: Path, name: str) -> list[Any]:
+    """The JSON array in ``folder/name``; CheckpointError where it is missing, too large or malformed."""
+    value = _parse(_read_file(folder, name), name)
+    if not isinstance(value, list):
+        raise CheckpointError(f"{name} is not a JSON array")
+    return value
+
+
+def parse_json(data: bytes, name: str) -> dict[str, Any]:
+    """A JSON object from bytes; ``name`` is for messages."""
+    value = _parse(data, name)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{name} is not a JSON object")
+    return value
+
+
+def _read_file(folder: Path, name: str) -> bytes:
+    path = folder / name
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(f"{name} is larger than {MAX_JSON_BYTES} bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{name} is missing in {folder.name}", hint="the download is incomplete") from None
+    except OSError as error:
+        raise CheckpointError(f"{name} cannot be read: {error}") from error
+
+
+def _parse(data: bytes, name: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{name} is not valid JSON: {error}") from error

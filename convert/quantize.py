@@ -1,0 +1,178 @@
+"""Which type each tensor gets, and rows of float32 into bytes of that type.
+
+Knows the named types (``q4_k_m`` and so on), llama.cpp's mixes and fall-backs, and how to run chunks of rows
+on threads in order. Knows nothing of checkpoints or files. The mixes follow ``llama_tensor_get_type_impl`` and
+``tensor_type_fallback`` in llama.cpp's src/llama-quant.cpp (commit 0c1e57098) for dense models without an
+importance matrix; a test holds every type against ``llama_model_quantize``, byte for byte.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as Kind
+from gguf import LlamaFileType
+
+from edge_embed.errors import CheckpointError, InvalidOptionError
+from edge_embed.types import Float32Array
+
+from . import ggml
+
+F16_MAX = 65504.0
+CHUNK_VALUES = 2**20  # values per job: 4 MiB of float32, small against a model and large against a call's cost
+NEVER_QUANTIZED = ("position_embd.weight", "token_types.weight")  # small, and llama.cpp adds them in float32
+
+_FALLBACK = {Kind.Q3_K: Kind.Q4_0, Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A named file type.
+
+    Attributes:
+        name: as a caller writes it, lower case.
+        default: the type of a weight matrix that no rule names.
+        file_type: ``general.file_type``.
+        token_embd: the type of the token embeddings. llama.cpp treats them as the output matrix of a model
+            with tied embeddings and gives them Q6_K beside every smaller type. So does this table, and for
+            untied models too: a row is looked up, never multiplied, so the extra bits cost no time, and their
+            error would enter every layer.
+    """
+
+    name: str
+    default: Kind
+    file_type: LlamaFileType
+    token_embd: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class TensorType:
+    """What a tensor becomes: the type that the recipe asked for, the one it got, and why where they differ."""
+
+    asked: Kind
+    got: Kind
+    why: str = ""
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("f32", Kind.F32, LlamaFileType.ALL_F32, Kind.F32),
+        Recipe("f16", Kind.F16, LlamaFileType.MOSTLY_F16, Kind.F16),
+        Recipe("bf16", Kind.BF16, LlamaFileType.MOSTLY_BF16, Kind.BF16),
+        Recipe("q8_0", Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0, Kind.Q8_0),
+        Recipe("q6_k", Kind.Q6_K, LlamaFileType.MOSTLY_Q6_K, Kind.Q6_K),
+        Recipe("q5_k_m", Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, Kind.Q6_K),
+        Recipe("q5_k_s", Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_S, Kind.Q6_K),
+        Recipe("q4_k_m", Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, Kind.Q6_K),
+        Recipe("q4_k_s", Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_S, Kind.Q6_K),
+        Recipe("q4_0", Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0, Kind.Q6_K),
+        Recipe("q3_k_m", Kind.Q3_K, LlamaFileType.MOSTLY_Q3_K_M, Kind.Q6_K),
+    )
+}
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of that name in any case; InvalidOptionError lists the names where there is none."""
+    recipe = RECIPES.get(name.lower())
+    if recipe is None:
+        raise InvalidOptionError(f"unknown type {name!r}", hint=f"one of: {', '.join(RECIPES)}")
+    return recipe
+
+
+def tensor_type(recipe: Recipe, name: str, shape: tuple[int, ...], n_layer: int) -> TensorType:
+    """The type of a tensor of a GGUF with that name and row-major shape."""
+    if len(shape) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight") or name in NEVER_QUANTIZED:
+        return TensorType(Kind.F32, Kind.F32)
+    asked = recipe.token_embd if name == "token_embd.weight" else _mixed(recipe, name, n_layer)
+    block = GGML_QUANT_SIZES[asked][0]
+    if shape[-1] % block == 0:
+        return TensorType(asked, asked)
+    why = f"rows of {shape[-1]} do not divide by {block}"
+    smaller = _FALLBACK.get(asked, asked)
+    if shape[-1] % GGML_QUANT_SIZES[smaller][0]:
+        smaller = Kind.F16
+    return TensorType(asked, smaller, why)
+
+
+def _mixed(recipe: Recipe, name: str, n_layer: int) -> Kind:
+    """The M and S mixes: more bits where llama.cpp found that they matter, attn_v and ffn_down of some layers."""
+    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+    if match is None:
+        return recipe.default
+    layer, part = int(match[1]), match[2]
+    eighth = n_layer // 8
+    more = layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
+    if recipe.name in ("q4_k_m", "q5_k_m") and part in ("attn_v", "ffn_down") and more:
+        return Kind.Q6_K
+    if recipe.name == "q4_k_s" and ((part == "attn_v" and layer < 4) or (part == "ffn_down" and layer < eighth)):
+        return Kind.Q5_K
+    if recipe.name == "q3_k_m" and part in ("attn_v", "ffn_down", "attn_output"):
+        first = {"attn_v": 2, "ffn_down": n_layer // 16, "attn_output": 0}[part]
+        return Kind.Q5_K if layer < first else Kind.Q4_K
+    return recipe.default
+
+
+def tensor_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor of that type and row-major shape."""
+    block, size = GGML_QUANT_SIZES[kind]
+    return int(np.prod(shape, dtype=np.int64)) // block * size
+
+
+def encode_rows(values: Float32Array, kind: Kind, name: str) -> bytes:
+    """Finite float32 ``[n_rows, n_cols]`` as little-endian bytes of that type, rounded to nearest even.
+
+    Raises:
+        CheckpointError: a value or a block's scale does not fit the type's float16.
+    """
+    if kind == Kind.F32:
+        return values.astype("<f4", copy=False).tobytes()
+    if kind == Kind.BF16:
+        bits = values.view(np.uint32)
+        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2").tobytes()
+    if kind == Kind.F16:
+        largest = float(np.abs(values).max(initial=0.0))
+        if largest > F16_MAX:
+            raise CheckpointError(
+                f"tensor {name!r} has a value of magnitude {largest:g}, and float16 ends at {F16_MAX:g}",
+                hint="convert to bf16, which has float32's range",
+            )
+        return values.astype("<f2").tobytes()
+    data = ggml.quantize(values, kind)
+    if data is None:
+        raise CheckpointError(
+            f"tensor {name!r} has blocks whose scale overflows the float16 of {kind.name}",
+            hint="convert to bf16, which has float32's range",
+        )
+    return data
+
+
+def chunks(n_rows: int, n_cols: int) -> Iterator[tuple[int, int]]:
+    """``(first, count)`` of chunks of whole rows, about ``CHUNK_VALUES`` values each."""
+    count = max(1, CHUNK_VALUES // max(1, n_cols))
+    for first in range(0, n_rows, count):
+        yield first, min(count, n_rows - first)
+
+
+def in_order(jobs: Iterable[Callable[[], bytes]], threads: int) -> Iterator[bytes]:
+    """Run jobs on threads and yield their results in the jobs' order, with a bounded number in flight.
+
+    The first exception in that order is raised; jobs not yet begun are dropped.
+    """
+    waiting: deque[Future[bytes]] = deque()
+    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="quantize")
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(job))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

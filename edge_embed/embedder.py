@@ -1,0 +1,347 @@
+"""The spine: texts -> prompt -> tokenize -> batch -> engine -> finish. Readable in one sitting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from edge_embed import postprocess, prompts
+from edge_embed.batching import pack
+from edge_embed.catalogue import resolve
+from edge_embed.errors import InvalidTextError, NonFiniteError
+from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
+from edge_embed.progress import Progress
+from edge_embed.tokenizer import Tokenizer, check_text, from_library, wordpiece
+from edge_embed.types import (
+    AnyArray,
+    EmbedResult,
+    Encoding,
+    Engine,
+    Float32Array,
+    ModelInfo,
+    Pooling,
+    Precision,
+    Truncate,
+    Usage,
+)
+
+
+class Embedder:
+    """Embeds texts with one GGUF model, offline.
+
+    Any number of threads may use one Embedder; the model itself runs on one thread of its own.
+
+    Args:
+        model: a GGUF file or a name from ``edge-embed list``; the bundled all-MiniLM-L6-v2 by default.
+        pooling: overrides the file: ``mean``, ``cls`` or ``last``.
+        max_tokens: most tokens of one text; the model's own limit by default.
+        truncate_dim: size that vectors are cut to unless a call says otherwise (MRL).
+        prompts: name -> text put before the input; added to those of the file.
+        default_prompt_name: the prompt used where a call names none.
+        n_threads: CPU threads; the usable physical cores by default.
+        n_batch: tokens per batch; a sensible number for the kind of model by default.
+        gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
+
+    Raises:
+        ModelNotFoundError, ModelFileError, UnsupportedModelError: the model.
+        EngineUnavailableError, EngineMemoryError: the machine.
+        InvalidOptionError, InvalidDimensionError, UnknownPromptError: an argument.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        pooling: Pooling | None = None,
+        max_tokens: int | None = None,
+        truncate_dim: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+        n_threads: int | None = None,
+        n_batch: int | None = None,
+        gpu_layers: int | None = None,
+    ) -> None:
+        from edge_embed.engine import bindings
+        from edge_embed.engine.llama import LlamaEngine
+        from edge_embed.engine.probe import probe
+
+        header = read_header(resolve(model))
+        info = read_model_info(header, pooling=pooling, max_tokens=max_tokens)
+        postprocess.check_dim(truncate_dim, info.n_embd)
+        usable = probe(info, bindings.load().library)
+        engine = LlamaEngine(
+            info,
+            n_threads=n_threads,
+            n_batch=n_batch,
+            gpu_layers=gpu_layers,
+            use_extra_bufts=usable.use_extra_bufts,
+        )
+        try:
+            if header.metadata.get("tokenizer.ggml.model") == "bert":
+                tokenizer = wordpiece(info, header.metadata)
+            else:
+                tokenizer = from_library(info, header.metadata, engine.tokenize)
+            self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name)
+        except BaseException:
+            engine.close()
+            raise
+
+    @classmethod
+    def from_parts(
+        cls,
+        info: ModelInfo,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        truncate_dim: int | None = None,
+        prompts: Mapping[str, str] | None = None,
+        default_prompt_name: str | None = None,
+    ) -> Embedder:
+        """An Embedder over any engine, e.g. ``edge_embed.testing.FakeEngine``, without a model file."""
+        self = cls.__new__(cls)
+        self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name)
+        return self
+
+    def _assemble(
+        self,
+        info: ModelInfo,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        truncate_dim: int | None,
+        own_prompts: Mapping[str, str] | None,
+        default_prompt_name: str | None,
+    ) -> None:
+        self.info = info
+        self.prompts = {**info.prompts, **(own_prompts or {})}
+        self.default_prompt_name = default_prompt_name or info.default_prompt_name
+        self.truncate_dim = truncate_dim
+        self._engine, self._tokenizer = engine, tokenizer
+        self._prefix(None, None, None)  # a default prompt that does not exist is an error now, not at the first call
+
+    # Embedding
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = True,
+        precision: Precision = "float32",
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> EmbedResult:
+        """Embed texts and report what was done.
+
+        Args:
+            texts: the texts, in any order and of any length; identical ones are computed once.
+            prompt: text put before each of them.
+            prompt_name: name of one of the model's prompts, instead.
+            instruction: a task description for a model that takes them, instead.
+            truncate_dim: values kept of each vector, 1 to the model's size.
+            normalize: make each vector unit length (after the cut).
+            precision: ``float32 float16 int8 uint8 binary ubinary``; see ``postprocess.finish``.
+            truncate: what happens to a text above the limit: ``right`` drops its end, ``left`` its beginning,
+                ``error`` refuses. Special tokens are always kept.
+            max_tokens: a lower limit for this call.
+            show_progress_bar: a bar on a terminal, plain lines otherwise, on stderr.
+
+        Returns:
+            Vectors ``[n, d]`` in input order, token counts and totals.
+
+        Raises:
+            InvalidTextError, TextTooLongError: a text, by its position.
+            InvalidOptionError, InvalidDimensionError, UnknownPromptError: an argument.
+            NonFiniteError: the model overflowed on some texts; ``.partial`` is the EmbedResult of the others.
+            EngineMemoryError, ComputeError, EngineClosedError: the engine.
+        """
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise InvalidTextError("texts must be a list of strings", hint="encode() takes a single string as well")
+        texts = list(texts)
+        dim = postprocess.check_dim(
+            self.truncate_dim if truncate_dim is None else truncate_dim, self.info.n_embd, precision
+        )
+        prefix = self._prefix(prompt, prompt_name, instruction)
+        encodings, positions = self._encode_once(texts, prefix, truncate, max_tokens)
+        raw = self._run(encodings, show_progress_bar)
+        guilty = np.flatnonzero(~np.isfinite(raw).all(axis=1))
+        finished = postprocess.finish(raw, dim=dim, normalize=normalize, precision=precision)
+        result = _result(finished[positions], encodings, positions)
+        if len(guilty):
+            raise NonFiniteError(np.flatnonzero(np.isin(positions, guilty)).tolist(), result)
+        return result
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        instruction: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = True,
+        precision: Precision = "float32",
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> AnyArray:
+        """Vectors of texts, ``[n, d]`` in input order (``[d]`` for a single string). Arguments as for ``embed``."""
+        single = isinstance(sentences, str)
+        result = self.embed(
+            [sentences] if isinstance(sentences, str) else sentences,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            instruction=instruction,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            precision=precision,
+            truncate=truncate,
+            max_tokens=max_tokens,
+            show_progress_bar=show_progress_bar,
+        )
+        return result.vectors[0] if single else result.vectors
+
+    def encode_query(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        instruction: str | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool = True,
+        precision: Precision = "float32",
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> AnyArray:
+        """``encode`` with the model's ``query`` prompt, where it has one and the call names no other."""
+        if prompt is None and prompt_name is None and instruction is None:
+            prompt_name = self._first_prompt(("query",))
+        return self.encode(
+            sentences,
+            prompt_name,
+            prompt,
+            instruction=instruction,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            precision=precision,
+            truncate=truncate,
+            max_tokens=max_tokens,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def encode_document(
+        self,
+        sentences: str | Sequence[str],
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        truncate_dim: int | None = None,
+        normalize: bool = True,
+        precision: Precision = "float32",
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+        show_progress_bar: bool = False,
+    ) -> AnyArray:
+        """``encode`` with the model's ``document`` (``passage``, ``corpus``) prompt, where it has one."""
+        if prompt is None and prompt_name is None:
+            prompt_name = self._first_prompt(("document", "passage", "corpus"))
+        return self.encode(
+            sentences,
+            prompt_name,
+            prompt,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            precision=precision,
+            truncate=truncate,
+            max_tokens=max_tokens,
+            show_progress_bar=show_progress_bar,
+        )
+
+    def similarity(self, a: AnyArray, b: AnyArray) -> Float32Array:
+        """Cosine of each vector of ``a`` with each of ``b``, float32 ``[n, m]``."""
+        return postprocess.similarity(a, b)
+
+    def tokenize(self, text: str, *, truncate: Truncate = "right", max_tokens: int | None = None) -> Encoding:
+        """The tokens of one text as the model would see them, without a prompt."""
+        return self._tokenizer.encode(text, truncate=truncate, max_tokens=max_tokens)
+
+    # Steps
+
+    def _prefix(self, prompt: str | None, prompt_name: str | None, instruction: str | None) -> str:
+        return prompts.resolve(
+            self.prompts,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            instruction=instruction,
+            default_prompt_name=self.default_prompt_name,
+            instruction_template=self.info.instruction_template,
+        )
+
+    def _first_prompt(self, names: Sequence[str]) -> str | None:
+        return next((name for name in names if name in self.prompts), None)
+
+    def _encode_once(
+        self, texts: Sequence[str], prefix: str, truncate: Truncate, max_tokens: int | None
+    ) -> tuple[list[Encoding], AnyArray]:
+        """Encodings of the distinct texts, and for each text which of them is its own."""
+        seen: dict[str, int] = {}
+        encodings: list[Encoding] = []
+        positions = np.empty(len(texts), dtype=np.int64)
+        for index, text in enumerate(texts):
+            checked = check_text(text, index)
+            if checked not in seen:
+                seen[checked] = len(encodings)
+                encodings.append(
+                    self._tokenizer.encode(prefix + checked, truncate=truncate, index=index, max_tokens=max_tokens)
+                )
+            positions[index] = seen[checked]
+        return encodings, positions
+
+    def _run(self, encodings: Sequence[Encoding], show_progress_bar: bool) -> Float32Array:
+        limits = self._engine.limits
+        raw = np.empty((len(encodings), self._engine.n_embd), dtype=np.float32)
+        with Progress("embedding", len(encodings), "texts", enabled=show_progress_bar) as progress:
+            for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max):
+                raw[list(batch.indices)] = self._engine.decode(batch)
+                progress.advance(batch.n_seqs)
+        return raw
+
+    # Life
+
+    def close(self) -> None:
+        """Free the model; a call under way in another thread finishes its batch first."""
+        self._engine.close()
+
+    def __enter__(self) -> Embedder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Embedder({self.info.name!r}, {self.info.n_embd} dimensions, {self.info.pooling} pooling)"
+
+
+def _result(vectors: AnyArray, encodings: Sequence[Encoding], positions: AnyArray) -> EmbedResult:
+    used = np.array([encoding.n_tokens for encoding in encodings], dtype=np.int32)
+    original = np.array([encoding.n_original for encoding in encodings], dtype=np.int32)
+    n_tokens, n_original = used[positions], original[positions]
+    usage = Usage(
+        n_texts=len(positions),
+        n_computed=len(encodings),
+        n_tokens=int(n_tokens.sum()),
+        n_tokens_computed=int(used.sum()),
+        n_truncated=int((n_original > n_tokens).sum()),
+    )
+    return EmbedResult(vectors, n_tokens, n_original, usage)

@@ -1,0 +1,194 @@
+"""The native library, checked before its first use: is it there, and is it laid out as this code believes?
+
+``llama_cpp.llama_cpp`` passes C structures by value. If its idea of them differs from ours, or from the shared
+library's, arguments land in the wrong fields and the process dies or, worse, computes something else. So the field
+lists are compared with the ones that this release was tested with, and the library's own defaults with known values.
+Nothing else in edge-embed imports ``llama_cpp``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections import deque
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+from edge_embed.errors import EngineUnavailableError
+
+# name:kind in C order. u4/i4 integers, f4 float, b1 bool, p8 pointer. From llama-cpp-python 0.3.36.
+LAYOUTS: Final[dict[str, str]] = {
+    "llama_model_params": (
+        "devices:p8 tensor_buft_overrides:p8 n_gpu_layers:i4 split_mode:i4 load_mode:i4 lazy_mode:i4 main_gpu:i4 "
+        "tensor_split:p8 progress_callback:p8 progress_callback_user_data:p8 kv_overrides:p8 vocab_only:b1 "
+        "check_tensors:b1 use_extra_bufts:b1 no_host:b1 no_alloc:b1 load_mtp:b1"
+    ),
+    "llama_context_params": (
+        "n_ctx:u4 n_batch:u4 n_ubatch:u4 n_seq_max:u4 n_rs_seq:u4 n_outputs_max:u4 n_outputs_max_per_seq:u4 "
+        "n_threads:i4 n_threads_batch:i4 ctx_type:i4 rope_scaling_type:i4 pooling_type:i4 attention_type:i4 "
+        "flash_attn_type:i4 rope_freq_base:f4 rope_freq_scale:f4 yarn_ext_factor:f4 yarn_attn_factor:f4 "
+        "yarn_beta_fast:f4 yarn_beta_slow:f4 yarn_orig_ctx:u4 defrag_thold:f4 cb_eval:p8 cb_eval_user_data:p8 "
+        "type_k:i4 type_v:i4 abort_callback:p8 abort_callback_data:p8 embeddings:b1 offload_kqv:b1 no_perf:b1 "
+        "op_offload:b1 swa_full:b1 kv_unified:b1 samplers:p8 n_samplers:p8 ctx_other:p8"
+    ),
+    "llama_batch": "n_tokens:i4 token:p8 embd:p8 pos:p8 n_seq_id:p8 seq_id:p8 logits:p8",
+}
+# Values that the library itself reports, spread over the structures. Source: llama_context_default_params(),
+# llama_model_default_params() in llama.cpp.
+DEFAULTS: Final[dict[str, dict[str, Any]]] = {
+    "llama_context_params": {
+        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "pooling_type": -1, "attention_type": -1,
+        "rope_freq_base": 0.0, "yarn_ext_factor": -1.0, "type_k": 1, "type_v": 1, "embeddings": False,
+        "kv_unified": False, "n_samplers": 0,
+    },
+    "llama_model_params": {"main_gpu": 0, "vocab_only": False, "use_extra_bufts": True, "no_alloc": False},
+}  # fmt: skip
+TESTED: Final = "llama-cpp-python 0.3.36"
+_REINSTALL: Final = f'reinstall it: pip install --force-reinstall "llama-cpp-python=={TESTED.split()[1]}"'
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """The checked library.
+
+    Attributes:
+        c: the module ``llama_cpp.llama_cpp``.
+        ggml: ``libggml-base`` by ctypes, for the tensors that callbacks hand over.
+        library: path of the shared library ``libllama``.
+        version: version of the Python package.
+    """
+
+    c: ModuleType
+    ggml: ctypes.CDLL
+    library: Path
+    version: str
+
+
+@cache
+def load() -> Bindings:
+    """Import llama-cpp-python's low-level bindings, check them, silence the library's log.
+
+    Raises:
+        EngineUnavailableError: it is not installed, does not load, or is laid out differently.
+    """
+    try:
+        import llama_cpp
+        from llama_cpp import llama_cpp as c
+    except ImportError as error:
+        raise EngineUnavailableError(
+            f"llama-cpp-python cannot be imported: {error}", hint="install it: pip install llama-cpp-python"
+        ) from error
+    except (OSError, RuntimeError, FileNotFoundError) as error:
+        raise EngineUnavailableError(
+            f"llama-cpp-python's shared library cannot be loaded: {error}", hint=_REINSTALL
+        ) from error
+    check_layout(c)
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
+    _capture_log(c)
+    c.llama_backend_init()
+    check_defaults(c)
+    return Bindings(c, _load_ggml(folder), library_file(folder, "llama"), llama_cpp.__version__)
+
+
+def check_layout(c: Any) -> None:
+    """Compare the bindings' structures with ``LAYOUTS``.
+
+    Raises:
+        EngineUnavailableError: naming the structure and the first field that differs.
+    """
+    for name, expected in LAYOUTS.items():
+        struct = getattr(c, name, None)
+        found = describe_layout(struct) if struct is not None else []
+        for want, have in zip(expected.split(), [*found, *["nothing"] * 99], strict=False):
+            if want != have:
+                raise EngineUnavailableError(
+                    f"this llama-cpp-python lays out {name} differently: field {want}, found {have}",
+                    hint=f"this release was tested with {TESTED}; {_REINSTALL}",
+                )
+        if len(found) != len(expected.split()):
+            raise EngineUnavailableError(
+                f"this llama-cpp-python has more fields in {name}: {found[len(expected.split()) :]}",
+                hint=f"this release was tested with {TESTED}; {_REINSTALL}",
+            )
+
+
+def describe_layout(struct: Any) -> list[str]:
+    """``name:kind`` of each field of a ctypes structure, in C order."""
+    kinds = {
+        ctypes.c_int32: "i4", ctypes.c_uint32: "u4", ctypes.c_float: "f4", ctypes.c_bool: "b1", ctypes.c_size_t: "p8",
+    }  # fmt: skip
+    return [f"{field[0]}:{kinds.get(field[1], f'p{ctypes.sizeof(field[1])}')}" for field in struct._fields_]
+
+
+def check_defaults(c: Any) -> None:
+    """Compare what the shared library reports as defaults with ``DEFAULTS``.
+
+    Raises:
+        EngineUnavailableError: the library's structures are not those of the bindings.
+    """
+    reported = {
+        "llama_context_params": c.llama_context_default_params(),
+        "llama_model_params": c.llama_model_default_params(),
+    }
+    for name, fields in DEFAULTS.items():
+        for field, expected in fields.items():
+            found = getattr(reported[name], field)
+            if found != expected:
+                raise EngineUnavailableError(
+                    f"the llama.cpp library does not fit its bindings: {name}.{field} is {found!r}, not {expected!r}",
+                    hint=f"unset LLAMA_CPP_LIB_PATH if it is set, or {_REINSTALL}",
+                )
+
+
+def library_file(folder: Path, stem: str) -> Path:
+    """The shared library of that name in a folder, whatever the platform calls it.
+
+    Raises:
+        EngineUnavailableError: there is none.
+    """
+    for name in (f"lib{stem}.so", f"lib{stem}.dylib", f"{stem}.dll", f"lib{stem}.dll"):
+        if (folder / name).exists():
+            return folder / name
+    raise EngineUnavailableError(f"there is no lib{stem} in {folder}", hint=_REINSTALL)
+
+
+def _load_ggml(folder: Path) -> ctypes.CDLL:
+    lib = ctypes.CDLL(str(library_file(folder, "ggml-base")))
+    lib.ggml_get_name.argtypes, lib.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    lib.ggml_nbytes.argtypes, lib.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    lib.ggml_backend_tensor_get.argtypes = [
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_size_t,
+    ]
+    lib.ggml_backend_tensor_get.restype = None
+    return lib
+
+
+# The library's last complaints, for the messages of our own errors. It logs from any thread.
+_complaints: deque[str] = deque(maxlen=8)
+_lock = threading.Lock()
+_callbacks: list[Any] = []  # a ctypes callback must outlive the library's use of it
+
+
+def _capture_log(c: Any) -> None:
+    def log(level: int, text: bytes, _: Any) -> None:
+        if level >= 3:  # GGML_LOG_LEVEL_WARN
+            with _lock:
+                _complaints.append(text.decode("utf-8", "replace").strip())
+
+    _callbacks.append(c.llama_log_callback(log))
+    c.llama_log_set(_callbacks[-1], None)
+
+
+def last_complaint() -> str:
+    """The library's last error or warning since the previous call, or an empty string."""
+    with _lock:
+        text = _complaints[-1] if _complaints else ""
+        _complaints.clear()
+    return text

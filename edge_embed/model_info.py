@@ -1,0 +1,241 @@
+"""What a GGUF's metadata means for embeddings: pooling, prompts, limits, the EDS token; and what is wrong with it.
+
+Standard keys come first, ``edge_embed.*`` keys add what the standard has no name for, and the architecture's own
+default fills a gap where there is only one sensible answer. What cannot be resolved is an error that names the
+option to pass, never a guess. Everything that the engine would crash on is refused here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final, cast
+
+from edge_embed import keys
+from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
+from edge_embed.gguf_header import GgufHeader
+from edge_embed.types import ModelInfo, Pooling
+
+# llama.h, enum llama_pooling_type
+POOLING_BY_ID: Final[dict[int, Pooling]] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
+
+# Attention looks both ways, no KV cache. The value is the pooling where all members of the family agree on one.
+ENCODERS: Final[dict[str, Pooling | None]] = {
+    "bert": None,  # MiniLM is mean, bge is cls
+    "nomic-bert": "mean",
+    "modern-bert": None,
+    "gemma-embedding": "mean",
+}
+# Attention looks back. Other decoders run too, once the caller says how to pool.
+DECODERS: Final[dict[str, Pooling | None]] = {
+    "qwen3": "last",
+    "qwen2": None,
+    "llama": None,
+    "gemma3": None,
+    "smollm3": None,
+}
+
+_MAX_LAYERS, _MAX_WIDTH, _MAX_CONTEXT = 1024, 1 << 20, 1 << 24
+
+
+def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_tokens: int | None = None) -> ModelInfo:
+    """Resolve what the runtime needs to know.
+
+    Args:
+        header: the file's table of contents.
+        pooling: overrides what the file says.
+        max_tokens: lowers the most tokens of one text (never above what the model can hold).
+
+    Raises:
+        ModelFileError: metadata that is missing, of the wrong type, or contradicts the tensors.
+        UnsupportedModelError: an architecture or pooling that is not run faithfully, or cannot be resolved.
+        InvalidOptionError: ``max_tokens`` or ``pooling`` outside what the model allows.
+    """
+    read = _Metadata(header)
+    arch = read.text("general.architecture")
+    if arch not in ENCODERS and arch not in DECODERS:
+        raise UnsupportedModelError(
+            f"the architecture {arch!r} is not supported",
+            hint=f"supported: {', '.join([*ENCODERS, *DECODERS])}",
+        )
+    n_embd = read.count(f"{arch}.embedding_length", _MAX_WIDTH)
+    n_ctx_train = read.count(f"{arch}.context_length", _MAX_CONTEXT)
+    n_layer = read.count(f"{arch}.block_count", _MAX_LAYERS)
+    n_vocab = _check_tensors(header, read, arch, n_embd, n_ctx_train)
+    repairs: list[str] = []
+    resolved, source = _pooling(read, arch, pooling)
+    limit = min(read.count(keys.MAX_TOKENS, _MAX_CONTEXT, default=n_ctx_train), n_ctx_train)
+    if max_tokens is not None:
+        if type(max_tokens) is not int or not 4 <= max_tokens <= n_ctx_train:
+            raise InvalidOptionError(
+                f"max_tokens is {max_tokens!r}", hint=f"give 4 to {n_ctx_train}, the model's positions"
+            )
+        limit = max_tokens
+    return ModelInfo(
+        path=str(header.path),
+        architecture=arch,
+        name=read.text("general.name", header.path.stem),
+        n_embd=n_embd,
+        n_ctx_train=n_ctx_train,
+        n_layer=n_layer,
+        n_vocab=n_vocab,
+        pooling=resolved,
+        pooling_source=source,
+        causal=arch in DECODERS,
+        max_tokens=limit,
+        normalize=read.flag(keys.NORMALIZE, True),
+        prompts={
+            key[len(keys.PROMPT) :]: read.text(key) for key in sorted(header.metadata) if key.startswith(keys.PROMPT)
+        },
+        default_prompt_name=read.text(keys.DEFAULT_PROMPT_NAME, "") or None,
+        instruction_template=read.text(keys.INSTRUCTION_TEMPLATE, "") or None,
+        mrl_dimensions=tuple(sorted(d for d in read.integers(keys.MRL_DIMENSIONS) if 1 <= d <= n_embd)),
+        eds_token_id=_eds_token(read, n_vocab, repairs) if arch in DECODERS else None,
+        unicode_normalization=_normalization(read, arch, repairs),
+        types=dict(Counter(tensor.type_name for tensor in header.tensors.values()).most_common()),
+        size_bytes=header.size_bytes,
+        license=read.text("general.license", ""),
+        repairs=tuple(repairs),
+    )
+
+
+def _pooling(read: _Metadata, arch: str, asked: Pooling | None) -> tuple[Pooling, str]:
+    stored = read.integer(f"{arch}.pooling_type", default=-1)
+    if stored != -1 and stored not in POOLING_BY_ID:
+        raise ModelFileError(f"{read.path}: {arch}.pooling_type is {stored}, not 0 to 4")
+    found: Pooling | None = POOLING_BY_ID.get(stored)
+    source = "file"
+    if found in (None, "none"):
+        found, source = {**ENCODERS, **DECODERS}[arch], "architecture"
+    if asked is not None:
+        found, source = asked, "caller"
+    if found is None:
+        raise UnsupportedModelError(
+            f"{read.path} does not say how its hidden states are pooled, and models of the architecture {arch!r} differ",
+            hint='pass pooling="mean", "cls" or "last" (--pooling), as the model\'s card says',
+        )
+    if found == "rank":
+        raise UnsupportedModelError(
+            f"{read.path} is a reranker: it scores pairs and has no embeddings",
+            hint="choose an embedding model",
+        )
+    if found not in ("mean", "cls", "last"):
+        raise InvalidOptionError(f"unknown pooling {found!r}", hint="one of mean, cls, last")
+    return found, source
+
+
+def _eds_token(read: _Metadata, n_vocab: int, repairs: list[str]) -> int | None:
+    """The id that ends every text: design order [EDS], the recorded id, <|endoftext|>, else the file's own flags."""
+    tokens = read.tokens
+    recorded = read.integer(keys.EDS_TOKEN_ID, default=-1)
+    if recorded >= n_vocab:
+        raise ModelFileError(f"{read.path}: {keys.EDS_TOKEN_ID} is {recorded}, and there are {n_vocab} tokens")
+    flagged = read.integer("tokenizer.ggml.eos_token_id", default=-1)
+    appended = flagged if read.flag("tokenizer.ggml.add_eos_token", False) else -1
+    if "[EDS]" in tokens:
+        eds = tokens.index("[EDS]")
+    elif recorded >= 0:
+        eds = recorded
+    elif read.text("tokenizer.ggml.pre", "") == "qwen2" and "<|endoftext|>" in tokens:
+        eds = tokens.index("<|endoftext|>")
+    else:
+        return appended if 0 <= appended < n_vocab else None
+    if appended != eds:
+        said = f"appends token {appended}" if appended >= 0 else "appends no token"
+        repairs.append(f"the file's flags say that the tokenizer {said}; {tokens[eds]!r} ({eds}) is appended instead")
+    return eds
+
+
+def _normalization(read: _Metadata, arch: str, repairs: list[str]) -> str:
+    form = read.text(keys.UNICODE_NORMALIZATION, "")
+    if form:
+        if form not in ("none", "NFC", "NFKC"):
+            raise ModelFileError(f"{read.path}: {keys.UNICODE_NORMALIZATION} is {form!r}, not none, NFC or NFKC")
+        return form
+    if read.text("tokenizer.ggml.pre", "") == "qwen2" and arch.startswith("qwen"):
+        repairs.append("the file does not record Unicode normalization; NFC is used, as Qwen tokenizers do")
+        return "NFC"
+    return "none"
+
+
+def _check_tensors(header: GgufHeader, read: _Metadata, arch: str, n_embd: int, n_ctx_train: int) -> int:
+    """Refuse what the engine's C++ would divide by, index with, or assert on. Returns the vocabulary's size."""
+    n_head = read.count(f"{arch}.attention.head_count", 1 << 14)
+    n_head_kv = read.count(f"{arch}.attention.head_count_kv", 1 << 14, default=n_head)
+    if n_head % n_head_kv:
+        raise ModelFileError(f"{read.path}: {n_head} attention heads cannot share {n_head_kv} key/value heads")
+    if f"{arch}.attention.key_length" not in header.metadata and n_embd % n_head:
+        raise ModelFileError(f"{read.path}: width {n_embd} cannot be divided among {n_head} attention heads")
+    for name in ("key_length", "value_length"):
+        read.count(f"{arch}.attention.{name}", 1 << 14, default=1)
+    n_ff = read.count(f"{arch}.feed_forward_length", _MAX_WIDTH)
+    n_vocab = len(read.tokens)
+    if n_vocab < 4:
+        raise ModelFileError(f"{read.path}: a vocabulary of {n_vocab} tokens cannot be right")
+    for name in ("token_type", "scores"):
+        values = header.metadata.get(f"tokenizer.ggml.{name}", [0] * n_vocab)
+        if not isinstance(values, list) or len(values) != n_vocab:
+            raise ModelFileError(f"{read.path}: tokenizer.ggml.{name} does not have an entry for each token")
+    for name in ("bos", "eos", "unknown", "seperator", "padding", "cls", "mask"):
+        token = read.integer(f"tokenizer.ggml.{name}_token_id", default=0)
+        if not 0 <= token < n_vocab:
+            raise ModelFileError(f"{read.path}: {name}_token_id is {token}, and there are {n_vocab} tokens")
+    shapes = {"token_embd.weight": (n_embd, n_vocab)}
+    if arch == "bert":
+        shapes["position_embd.weight"] = (n_embd, n_ctx_train)
+    for layer in range(read.count(f"{arch}.block_count", _MAX_LAYERS)):
+        shapes[f"blk.{layer}.ffn_down.weight"] = (n_ff, n_embd)
+    for name, shape in shapes.items():
+        tensor = header.tensors.get(name)
+        if tensor is None:
+            raise ModelFileError(f"{read.path}: the tensor {name!r} is missing", hint="convert the model again")
+        if tensor.shape != shape:
+            raise ModelFileError(f"{read.path}: the tensor {name!r} has shape {tensor.shape} instead of {shape}")
+    return n_vocab
+
+
+class _Metadata:
+    """Typed reads; a wrong type is an error that names file, key and value."""
+
+    def __init__(self, header: GgufHeader) -> None:
+        self.path = header.path
+        self._values: Mapping[str, Any] = header.metadata
+
+    def text(self, key: str, default: str | None = None) -> str:
+        return cast(str, self._get(key, str, default))
+
+    def flag(self, key: str, default: bool) -> bool:
+        return cast(bool, self._get(key, bool, default))
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        return cast(int, self._get(key, int, default))
+
+    def integers(self, key: str) -> list[int]:
+        values = self._values.get(key, [])
+        if not isinstance(values, list) or any(type(value) is not int for value in values):
+            raise ModelFileError(f"{self.path}: {key} is not a list of integers")
+        return values
+
+    def count(self, key: str, limit: int, default: int | None = None) -> int:
+        value = self.integer(key, default)
+        if not 1 <= value <= limit:
+            raise ModelFileError(f"{self.path}: {key} is {value}, expected 1 to {limit}")
+        return value
+
+    @property
+    def tokens(self) -> list[str]:
+        tokens = self._values.get("tokenizer.ggml.tokens", [])
+        if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+            raise ModelFileError(f"{self.path}: tokenizer.ggml.tokens is not a list of strings")
+        return tokens
+
+    def _get(self, key: str, kind: type, default: Any) -> Any:
+        value = self._values.get(key, default)
+        if value is None:
+            raise ModelFileError(
+                f"{self.path}: the metadata key {key!r} is missing",
+                hint="the file is not a whole model: convert it again",
+            )
+        if type(value) is not kind:
+            raise ModelFileError(f"{self.path}: {key} is {value!r}, expected {kind.__name__}")
+        return value

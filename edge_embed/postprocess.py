@@ -1,0 +1,92 @@
+"""From raw pooled vectors to what the caller asked for: cut (MRL), normalize, change precision.
+
+Pure NumPy on whole matrices. The order is fixed: the cut comes first, so that a cut vector has unit length again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_embed.errors import InvalidDimensionError, InvalidOptionError
+from edge_embed.types import PRECISIONS, AnyArray, Float32Array, Precision
+
+
+def check_dim(truncate_dim: int | None, n_embd: int, precision: Precision = "float32") -> int:
+    """The width to cut to: ``truncate_dim`` if it is given and possible, else the model's own.
+
+    Raises:
+        InvalidDimensionError: not an integer in 1..n_embd, or, for packed bits, not a multiple of 8.
+        InvalidOptionError: unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise InvalidOptionError(f"unknown precision {precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
+    dim = n_embd if truncate_dim is None else truncate_dim
+    if type(dim) is not int or not 1 <= dim <= n_embd:
+        raise InvalidDimensionError(
+            f"truncate_dim is {truncate_dim!r}",
+            hint=f"the model's vectors have {n_embd} values: give 1 to {n_embd}",
+        )
+    if precision in ("binary", "ubinary") and dim % 8:
+        raise InvalidDimensionError(
+            f"{precision} packs eight values into a byte, and {dim} values do not fill whole bytes",
+            hint="choose a truncate_dim that is a multiple of 8",
+        )
+    return dim
+
+
+def finish(vectors: Float32Array, *, dim: int, normalize: bool, precision: Precision) -> AnyArray:
+    """Cut, normalize and convert.
+
+    Args:
+        vectors: float32 ``[n, n_embd]``, raw pooled vectors; NaN rows stay NaN (float) or become 0 (integers).
+        dim: values kept of each, from ``check_dim``.
+        normalize: whether each row is divided by its L2 norm. A row of zeros stays zero.
+        precision: ``float32``, ``float16``: as they are. ``int8``: each row scaled by its own largest absolute
+            value to -127..127, so that cosines are kept (compare by cosine, not by dot product); ``uint8``: the same
+            shifted by 128. ``ubinary``: a bit for each positive value, eight to a byte, first value in the highest
+            bit; ``binary``: the same bytes minus 128 as int8 (both as sentence-transformers packs them).
+
+    Returns:
+        ``[n, dim]``, or ``[n, dim // 8]`` for packed bits.
+    """
+    result = vectors[:, :dim]
+    if normalize:
+        norms = np.linalg.norm(result.astype(np.float64), axis=1, keepdims=True)
+        result = (result / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    else:
+        result = result.astype(np.float32)  # a copy: the caller never sees the engine's memory
+    if precision == "float32":
+        return result
+    if precision == "float16":
+        return result.astype(np.float16)
+    if precision in ("int8", "uint8"):
+        result = np.nan_to_num(result)
+        peak = np.abs(result).max(axis=1, keepdims=True, initial=0.0)
+        levels = np.rint(result * (127.0 / np.where(peak > 0, peak, 1.0))).astype(np.int16)
+        return levels.astype(np.int8) if precision == "int8" else (levels + 128).astype(np.uint8)
+    bits = np.packbits(result > 0, axis=1)
+    return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
+
+
+def similarity(a: AnyArray, b: AnyArray) -> Float32Array:
+    """Cosine of each row of ``a`` with each row of ``b``.
+
+    Args:
+        a: float or integer ``[n, d]`` (or ``[d]``), unit length or not.
+        b: ``[m, d]`` (or ``[d]``).
+
+    Returns:
+        float32 ``[n, m]``; 0 where a row is all zeros.
+
+    Raises:
+        InvalidDimensionError: the widths differ, or not one or two axes.
+    """
+    left, right = (np.atleast_2d(np.asarray(x, dtype=np.float32)) for x in (a, b))
+    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+        raise InvalidDimensionError(
+            f"cannot compare vectors of shapes {np.shape(a)} and {np.shape(b)}",
+            hint="both must be [n, d] with one d: same model, same truncate_dim",
+        )
+    scale = [np.linalg.norm(x, axis=1, keepdims=True) for x in (left, right)]
+    cosines = (left / np.where(scale[0] > 0, scale[0], 1)) @ (right / np.where(scale[1] > 0, scale[1], 1)).T
+    return cosines.astype(np.float32)

@@ -1,0 +1,80 @@
+"""A deterministic engine without a model, so that programs over edge-embed can be tested in milliseconds.
+
+``fake_embedder()`` is an Embedder whose vectors can be read: value ``i`` of a vector counts how often a token id that
+is ``i`` modulo the size occurs in the text. Tokens are the text's UTF-8 bytes between ``[1]`` and ``[2]``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edge_embed.embedder import Embedder
+from edge_embed.errors import EngineClosedError
+from edge_embed.tokenizer import Tokenizer
+from edge_embed.types import Batch, EngineLimits, Float32Array, ModelInfo
+
+
+class FakeEngine:
+    """Counts tokens instead of computing; remembers the batches it was given.
+
+    Args:
+        n_embd: size of the vectors.
+        n_batch: tokens per batch.
+        n_seq_max: texts per batch.
+        poison: a token id that makes a text's vector NaN.
+    """
+
+    def __init__(self, *, n_embd: int = 16, n_batch: int = 64, n_seq_max: int = 8, poison: int | None = None) -> None:
+        self.batches: list[Batch] = []
+        self.closed = False
+        self._n_embd, self._poison = n_embd, poison
+        self._limits = EngineLimits(n_batch=n_batch, n_seq_max=n_seq_max, n_ctx_max=512, n_vocab=259)
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What one batch may carry."""
+        return self._limits
+
+    @property
+    def n_embd(self) -> int:
+        """Size of the vectors."""
+        return self._n_embd
+
+    def decode(self, batch: Batch) -> Float32Array:
+        """Token counts modulo ``n_embd``, float32 ``[n_seqs, n_embd]``."""
+        if self.closed:
+            raise EngineClosedError("the engine is closed")
+        self.batches.append(batch)
+        rows = np.zeros((batch.n_seqs, self._n_embd), dtype=np.float32)
+        for row, ids in zip(rows, np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1]), strict=True):
+            np.add.at(row, ids % self._n_embd, 1.0)
+            if self._poison is not None and self._poison in ids:
+                row[:] = np.nan
+        return rows
+
+    def close(self) -> None:
+        """Later calls of ``decode`` raise EngineClosedError."""
+        self.closed = True
+
+
+def fake_embedder(engine: FakeEngine | None = None, *, max_tokens: int = 512) -> Embedder:
+    """An Embedder over a FakeEngine, with the prompts ``query`` and ``document`` and an instruction template."""
+    engine = engine or FakeEngine()
+    info = ModelInfo(
+        path="fake",
+        architecture="fake",
+        name="fake",
+        n_embd=engine.n_embd,
+        n_ctx_train=512,
+        n_layer=0,
+        n_vocab=engine.limits.n_vocab,
+        pooling="mean",
+        pooling_source="caller",
+        causal=False,
+        max_tokens=max_tokens,
+        normalize=True,
+        prompts={"query": "query: ", "document": "passage: "},
+        instruction_template="Instruct: {instruction}\nQuery:",
+    )
+    tokenizer = Tokenizer(lambda text: [3 + byte for byte in text.encode()], (1,), (2,), max_tokens)
+    return Embedder.from_parts(info, engine, tokenizer)

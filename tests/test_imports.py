@@ -1,0 +1,153 @@
+"""The import rule: arrows point down only. The tables below are the rule; the rest reads the sources' syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A module may import from the rows above its own, and from its own package. Packages stand for all their modules.
+LAYERS = (
+    ("errors", "keys"),
+    ("types",),
+    ("batching", "gguf_header", "paths", "postprocess", "progress", "prompts"),
+    ("catalogue", "hub", "model_info", "tokenizer"),
+    ("engine",),
+    ("embedder", "reranker"),
+    ("registry", "scheduler", "testing"),
+    ("server",),
+    ("cli",),
+)
+
+# These compute, and nothing else: no files, no environment, no output.
+PURE = ("batching", "errors", "keys", "postprocess", "prompts", "types")
+IMPURE_LIBRARIES = {"io", "logging", "os", "pathlib", "shutil", "socket", "subprocess", "sys", "tempfile"}
+
+# The converter shares with the runtime only what says how things are named and go wrong ...
+CONVERT_MAY_IMPORT = {"convert", "errors", "keys", "types"}
+# ... and crosses to it inside a function where its job needs a running model.
+CONVERT_MAY_CROSS = {"calibrate": {"engine"}}
+
+# The commands cross to the converter, inside a function: reading a GGUF must not import what writes one.
+RUNTIME_MAY_CROSS_TO_CONVERT = {"cli"}
+
+# What `import edge_embed` must not bring along.
+HEAVY = ("numpy", "llama_cpp", "tokenizers", "gguf", "huggingface_hub", "safetensors")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name: who imports what, and whether inside a function."""
+
+    path: Path
+    line: int
+    name: str
+    lazy: bool
+
+    @property
+    def home(self) -> str:
+        """The importer's place in the tables: ``tokenizer``, ``engine``, ``cli``, or ``convert``."""
+        first, *rest = self.path.relative_to(ROOT).with_suffix("").parts
+        return "convert" if first == "convert" else rest[0]
+
+    @property
+    def target(self) -> str | None:
+        """The imported module's place in the tables; None where it is not ours."""
+        parts = self.name.split(".")
+        return parts[1] if parts[0] == "edge_embed" and len(parts) > 1 else None
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.name}"
+
+
+def walk(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every import below a node, with whether it lies inside a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            yield child, lazy
+        yield from walk(child, lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def absolute(path: Path, node: ast.ImportFrom) -> str:
+    """The module that a ``from`` names, with leading dots resolved."""
+    package = list(path.parent.relative_to(ROOT).parts)
+    package = package if package[0] == "edge_embed" else ["edge_embed", *package]
+    above = package[: len(package) + 1 - node.level] if node.level else []
+    return ".".join([*above, *([node.module] if node.module else [])])
+
+
+def imports() -> Iterator[Import]:
+    """Every import of the project's own sources, save the facade ``edge_embed/__init__.py``, which resolves lazily."""
+    for path in sorted([*ROOT.glob("edge_embed/**/*.py"), *ROOT.glob("convert/**/*.py")]):
+        if path == ROOT / "edge_embed" / "__init__.py":
+            continue
+        for node, lazy in walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                module = absolute(path, node)
+                # `from edge_embed import keys` names a module, `from edge_embed.types import Batch` does not
+                bare = module == "edge_embed"
+                names = [f"edge_embed.{alias.name}" for alias in node.names] if bare else [module]
+            for name in names:
+                yield Import(path, node.lineno, name, lazy)
+
+
+ALL = tuple(imports())
+RANK = {name: rank for rank, row in enumerate(LAYERS) for name in row}
+
+
+def show(wrong: list[Import]) -> str:
+    """A readable failure."""
+    return "\n".join(map(str, wrong))
+
+
+def test_every_module_has_a_place() -> None:
+    """A new module is put into the table before it is used."""
+    homes = {path.relative_to(ROOT / "edge_embed").with_suffix("").parts[0] for path in ROOT.glob("edge_embed/**/*.py")}
+    assert homes - {"__init__"} <= RANK.keys()
+
+
+def test_arrows_point_down() -> None:
+    """A module of the runtime imports only from rows above its own in the table, or from its own package."""
+    ours = [i for i in ALL if i.home != "convert" and i.target not in (None, "convert", "models")]
+    wrong = [i for i in ours if i.target != i.home and not RANK[str(i.target)] < RANK[i.home]]
+    assert not wrong, show(wrong)
+
+
+def test_only_the_engine_imports_llama_cpp() -> None:
+    """And only inside functions, so that importing a module loads no native library."""
+    wrong = [i for i in ALL if i.name.split(".")[0] == "llama_cpp" and not (i.home == "engine" and i.lazy)]
+    assert not wrong, show(wrong)
+
+
+def test_pure_modules_do_no_input_or_output() -> None:
+    """They import nothing that could."""
+    wrong = [i for i in ALL if i.home in PURE and i.name.split(".")[0] in IMPURE_LIBRARIES]
+    assert not wrong, show(wrong)
+
+
+def test_the_converter_and_the_runtime_stay_apart() -> None:
+    """They share errors, types and key names; whoever needs both crosses inside a function."""
+    wrong = []
+    for i in ALL:
+        if i.home == "convert" and i.target is not None and i.target not in CONVERT_MAY_IMPORT:
+            if not (i.lazy and i.target in CONVERT_MAY_CROSS.get(i.path.stem, ())):
+                wrong.append(i)
+        if i.home != "convert" and i.target == "convert" and not (i.lazy and i.home in RUNTIME_MAY_CROSS_TO_CONVERT):
+            wrong.append(i)
+    assert not wrong, show(wrong)
+
+
+@pytest.mark.parametrize("name", HEAVY)
+def test_importing_the_package_is_light(name: str) -> None:
+    """``import edge_embed`` loads no native library and no dependency."""
+    code = f"import edge_embed, sys; sys.exit({name!r} in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
