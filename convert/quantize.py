@@ -15,9 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, LlamaFileType
 from gguf import GGMLQuantizationType as Kind
-from gguf import LlamaFileType
 
 from edge_embed.errors import CheckpointError, InvalidOptionError
 from edge_embed.types import Float32Array

@@ -20,9 +20,7 @@ import numpy.typing as npt
 
 DATA = Path(__file__).parent / "data"
 QWEN3_EDS = 151643
-QWEN3_QUERY_PROMPT = (
-    "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
-)
+QWEN3_QUERY_PROMPT = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 QWEN2_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -135,10 +133,7 @@ def _write_sentence_transformers(
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling")] + ([("2_Normalize", "Normalize")] if normalize else [])
     _write_json(
         folder / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": prefix + kind}
-            for i, (path, kind) in enumerate(kinds)
-        ],
+        [{"idx": i, "name": str(i), "path": path, "type": prefix + kind} for i, (path, kind) in enumerate(kinds)],
     )
     if spelling == "booleans":
         flags = {

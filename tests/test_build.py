@@ -147,9 +147,9 @@ def test_a_missing_compiler_is_named(cache: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)])
 def test_stopping_leaves_nothing_behind(cache: Path, tmp_path: Path, how: signal.Signals) -> None:
-    """Ctrl-C ends the build's processes and removes its files."""
+    """Ctrl-C, a kill or a closed terminal ends the build's processes and removes its files."""
     child = tmp_path / "child"
     body = f"""
         import os

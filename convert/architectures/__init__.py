@@ -30,7 +30,7 @@ def family_of(config: Fields) -> Family:
         )
     model_type = config.values.get("model_type")
     names = config.values.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     for family in FAMILIES:
         if name is not None and name in family.refused:
             raise UnsupportedCheckpointError(f"{name} is not converted: {family.refused[name]}")

@@ -32,10 +32,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows: two builds at the same time are then only wasteful, the last one wins
-    fcntl = None  # type: ignore[assignment]
 
 LLAMA_CPP_PYTHON = "0.3.36"  # the one place where the version that is built is named
 
@@ -151,7 +149,7 @@ def find_wheel(folder: Path) -> Path | None:
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """One build of a key at a time, also between processes; the lock ends with the process, however it ends."""
-    if fcntl is None:
+    if sys.platform == "win32":  # no such lock: two builds at the same time are only wasteful, the last one wins
         yield
         return
     with path.open("w") as file:
@@ -197,17 +195,19 @@ class Progress:
 
     def show(self) -> None:
         """Redraw the line on a terminal; elsewhere print one every ``PLAIN_INTERVAL`` seconds."""
-        if self.terminal:
-            width = shutil.get_terminal_size().columns
-            print(f"\r{self.text()[: width - 1]:<{width - 1}}", end="", flush=True)
-        elif time.monotonic() - self.last_plain >= PLAIN_INTERVAL:
-            self.last_plain = time.monotonic()
-            print(self.text(), flush=True)
+        with contextlib.suppress(OSError):  # nobody reads any more: no reason to end the build
+            if self.terminal:
+                width = shutil.get_terminal_size().columns
+                print(f"\r{self.text()[: width - 1]:<{width - 1}}", end="", flush=True)
+            elif time.monotonic() - self.last_plain >= PLAIN_INTERVAL:
+                self.last_plain = time.monotonic()
+                print(self.text(), flush=True)
 
     def close(self) -> None:
         """Leave the terminal's line."""
         if self.terminal:
-            print(flush=True)
+            with contextlib.suppress(OSError):
+                print(flush=True)
 
 
 def _clock(seconds: float) -> str:
@@ -274,10 +274,10 @@ def _run(command: list[str], environment: dict[str, str], log: Path, progress: P
                 reader.join(0.2)
             return process.wait()
         finally:
-            progress.close()
             if process.poll() is None:
                 _end(process)
             reader.join(5)
+            progress.close()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -333,7 +333,7 @@ def install(python: str, wheel: Path) -> None:
         raise BuildError(f"the wheel was built but could not be installed: {wheel}")
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
+def _terminate(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
@@ -345,7 +345,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--print-cmake-args", action="store_true", help="print the value for CMAKE_ARGS and end")
     parser.add_argument("--print-key", action="store_true", help="print this machine's cache key and end")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminate)
     try:
         if options.print_cmake_args:
             print(shlex.join(cmake_args()))
@@ -361,7 +363,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. Nothing was left behind.", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            print("Stopped. Nothing was left behind.", file=sys.stderr)
         return 130
     return 0
 

@@ -1,0 +1,143 @@
+"""``edge-embed convert``: a checkpoint folder in, one GGUF out, and what became of its tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from edge_embed.cli.options import AT_LEAST_1, POOLINGS
+from edge_embed.cli.terminal import facts, note, size, table
+
+if TYPE_CHECKING:
+    from edge_embed.types import Pooling
+
+# edge_embed.convert.FTYPES, spelled out because importing it loads NumPy; a test compares them.
+TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m")
+MOST_FALLBACKS = 12  # shown one by one; more are alike, and the file lists them all
+MILLION = 10**6
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edge-embed convert ./all-MiniLM-L6-v2
+  edge-embed convert ./Qwen3-Embedding-0.6B --type q4_k_m -o qwen3-0.6b.gguf
+  edge-embed convert ./model --license apache-2.0 --repository Qwen/Qwen3-Embedding-0.6B
+"""
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write, or a folder for it.")
+@click.option(
+    "--type",
+    "ftype",
+    type=click.Choice(TYPES, case_sensitive=False),
+    default="q8_0",
+    show_default=True,
+    help="What weights are stored as; fewer bits are smaller and less exact.",
+)
+@click.option("--name", help="The model's name in the file; the folder's name by default.")
+@click.option("--license", "license_id", metavar="SPDX", help="Licence of the weights, recorded in the file.")
+@click.option("--repository", metavar="ORG/MODEL", help="Where the weights come from, recorded in the file.")
+@click.option("--revision", metavar="COMMIT", help="The commit of that repository, recorded in the file.")
+@click.option("--pooling", type=click.Choice(POOLINGS), help="For a checkpoint that does not say how it is pooled.")
+@click.option(
+    "--mrl-dimension", "mrl", type=AT_LEAST_1, metavar="N", multiple=True, help="A size trained with MRL; repeat it."
+)
+@click.option("--threads", type=AT_LEAST_1, metavar="N", default=2, show_default=True, help="Threads that quantize.")
+@click.option(
+    "--progress/--no-progress", default=None, help="Show progress on stderr, or not; by default on a terminal."
+)
+def convert(
+    folder: Path,
+    output: Path | None,
+    ftype: str,
+    name: str | None,
+    license_id: str | None,
+    repository: str | None,
+    revision: str | None,
+    pooling: Pooling | None,
+    mrl: tuple[int, ...],
+    threads: int,
+    progress: bool | None,
+) -> None:
+    """Convert a Hugging Face checkpoint into one GGUF file.
+
+    DIR is a local folder with config.json, tokenizer.json and safetensors. Nothing is downloaded. The file is written
+    whole or not at all, and holds all that is needed to run it: tokenizer, pooling, prompts, limits, provenance.
+    """
+    from edge_embed.convert import convert as run
+    from edge_embed.progress import Progress
+
+    bar: Progress | None = None
+    shown = sys.stderr.isatty() if progress is None else progress
+    reported = 0
+
+    def advance(done: int, total: int, _: str) -> None:
+        nonlocal bar, reported
+        if bar is None:
+            bar = Progress("converting", max(1, total // MILLION), "million weights", enabled=shown)
+            bar.__enter__()
+        bar.advance(done // MILLION - reported)
+        reported = done // MILLION
+
+    try:
+        report = run(
+            folder,
+            output,
+            ftype=ftype,
+            name=name,
+            license=license_id,
+            repository=repository,
+            revision=revision,
+            pooling=pooling,
+            mrl_dimensions=mrl,
+            threads=threads,
+            progress=advance,
+        )
+    finally:
+        if bar is not None:
+            bar.__exit__(None, None, None)
+    for line in _summary(report):
+        click.echo(line)
+    for sentence in report.notes:
+        note(sentence)
+
+
+def _summary(report: Any) -> Iterator[str]:
+    """What a ConversionReport says; its type cannot be named here, where the converter is not imported."""
+    yield from facts(
+        {
+            "file": str(report.path),
+            "model": f"{report.name} ({report.architecture})",
+            "weights": f"{report.n_parameters / 1e6:,.1f} million, {report.bits_per_weight:.2f} bits each",
+            "size": f"{size(report.size_bytes)} ({report.size_bytes:,} bytes)",
+            "sha256": report.sha256,
+            "time": f"{report.seconds:.1f} s",
+        }
+    )
+    counts = Counter(tensor.got for tensor in report.tensors)
+    n_bytes: Counter[str] = Counter()
+    for tensor in report.tensors:
+        n_bytes[tensor.got] += tensor.nbytes
+    yield ""
+    yield from table(
+        [(kind, str(counts[kind]), size(total)) for kind, total in n_bytes.most_common()],
+        head=("type", "tensors", "size"),
+        right=(1, 2),
+    )
+    if report.fallbacks:
+        yield f"\n{len(report.fallbacks)} tensors got another type than {report.ftype} asks for:"
+        fallen = [(t.name, t.asked, t.got, t.why) for t in report.fallbacks]
+        yield from table(fallen[:MOST_FALLBACKS], head=("tensor", "asked", "got", "why"))
+        if len(fallen) > MOST_FALLBACKS:
+            yield f"... and {len(fallen) - MOST_FALLBACKS} more: `edge-embed show {report.path}` lists them"
+    if report.skipped:
+        yield f"\n{len(report.skipped)} tensors were left out:"
+        yield from table([(t.name, t.reason) for t in report.skipped[:MOST_FALLBACKS]], head=("tensor", "why"))
+        if len(report.skipped) > MOST_FALLBACKS:
+            yield f"... and {len(report.skipped) - MOST_FALLBACKS} more"

@@ -1,0 +1,198 @@
+"""``edge-embed doctor``: does it run here, how fast can it be, and if not, what to do about it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+import edge_embed
+from edge_embed.catalogue import DEFAULT_MODEL, resolve
+from edge_embed.cli.options import POOLINGS
+from edge_embed.cli.terminal import clean, pad, say_json, size, style
+from edge_embed.errors import EdgeEmbedError
+from edge_embed.paths import cache_dir
+
+if TYPE_CHECKING:
+    from edge_embed.types import ModelInfo, Pooling
+
+Status = Literal["ok", "slow", "fail"]
+COLOURS = {"ok": "green", "slow": "yellow", "fail": "red"}
+REBUILD = "build it for this CPU: python -m edge_embed.engine.build"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what.
+        status: ``ok``; ``slow``: it works, but could be faster; ``fail``: it does not work.
+        detail: what was found.
+        hint: what to do about it, or empty.
+    """
+
+    name: str
+    status: Status
+    detail: str
+    hint: str = ""
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edge-embed doctor
+  edge-embed doctor -m model.gguf --fresh
+  edge-embed doctor --json
+
+\b
+Exit codes: 0 everything works (possibly slowly), 1 something is broken.
+"""
+)
+@click.option(
+    "-m", "--model", metavar="MODEL", help="GGUF file or a name of `edge-embed list`; the bundled one by default."
+)
+@click.option("--pooling", type=click.Choice(POOLINGS), help="Pool hidden states otherwise than the file says.")
+@click.option("--fresh", is_flag=True, help="Forget which models are known to run here, and try again.")
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.pass_context
+def doctor(ctx: click.Context, model: str | None, pooling: Pooling | None, fresh: bool, as_json: bool) -> None:
+    """Check that edge-embed works on this machine, and how well.
+
+    Looks at Python, the native library, the CPU, memory and the model, tries the model in a child process as is done
+    before its first use, and embeds one text.
+    """
+    checks: list[Check] = []
+    for check in _checks(model or DEFAULT_MODEL, pooling, fresh):
+        checks.append(check)
+        if not as_json:
+            _print(check)
+    broken = any(check.status == "fail" for check in checks)
+    if as_json:
+        say_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
+    ctx.exit(1 if broken else 0)
+
+
+def _print(check: Check) -> None:
+    label = style(pad(check.status, 4), fg=COLOURS[check.status], bold=True)
+    click.echo(f"{label}  {pad(check.name, 9)}  {clean(check.detail)}")
+    if check.hint:
+        click.echo(f"{' ' * 17}{style('→', dim=True)} {clean(check.hint)}")
+
+
+def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]:
+    """One check after another, as each is done; those that need what has failed are left out."""
+    from edge_embed.engine import report
+
+    yield _versions()
+    machine = report.machine()
+    yield Check(
+        "CPU", "ok", f"{machine.cpu or platform.machine()}: {', '.join(machine.features) or 'no known features'}"
+    )
+    limits = [f"{machine.physical_cores} physical cores", f"{machine.logical_cpus} logical CPUs"]
+    if machine.quota is not None:
+        limits.append(f"a quota of {machine.quota}")
+    yield Check("threads", "ok", f"{machine.threads}: the process may use {', '.join(limits)}")
+    if machine.memory_bytes is not None:
+        free = "" if machine.available_bytes is None else f", {size(machine.available_bytes)} available"
+        yield Check("memory", "ok", size(machine.memory_bytes) + free)
+    library = _attempt("library", report.library)
+    if isinstance(library, Check):
+        yield library
+        return
+    yield Check("library", "ok", f"llama-cpp-python {library.version}, {library.library}")
+    status: Status = "slow" if library.unused else "ok"
+    unused = f"; not compiled for this CPU's {', '.join(library.unused)}" if library.unused else ""
+    compiled = ", ".join(sorted(report.compiled_features(library.system_info)))
+    yield Check("kernels", status, compiled + unused, REBUILD if library.unused else "")
+    yield Check(
+        "GPU", "ok", "used where there is one" if library.gpu_offload else "the library was built without GPU support"
+    )
+    yield _cache()
+    info = _attempt("model", lambda: _model(model, pooling))
+    if isinstance(info, Check):
+        yield info
+        return
+    yield Check("model", "ok", f"{info.name}, {size(info.size_bytes)}, {info.path}")
+    probed = _attempt("probe", lambda: _probe(info, fresh))
+    if isinstance(probed, Check):
+        yield probed
+        return
+    yield probed[0]
+    yield _attempt("embedding", lambda: _embed(model, pooling))
+
+
+def _attempt(name: str, work: Callable[[], Any]) -> Any:
+    """What ``work`` returns, or a failed check."""
+    try:
+        return work()
+    except EdgeEmbedError as error:
+        return Check(name, "fail", error.message, error.hint)
+
+
+def _versions() -> Check:
+    versions = f"edge-embed {edge_embed.__version__}, Python {platform.python_version()}"
+    return Check("versions", "ok", f"{versions}, {platform.system()} {platform.machine()}, {sys.executable}")
+
+
+def _cache() -> Check:
+    """Whether what is found out about models can be kept."""
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return Check(
+            "cache",
+            "slow",
+            f"{folder} cannot be written ({error.strerror}): each start tries the model again",
+            "name another folder with EDGE_EMBED_CACHE",
+        )
+    return Check("cache", "ok", str(folder))
+
+
+def _model(model: str, pooling: Pooling | None) -> ModelInfo:
+    from edge_embed.gguf_header import read_header
+    from edge_embed.model_info import read_model_info
+
+    return read_model_info(read_header(resolve(model)), pooling=pooling)
+
+
+def _probe(info: ModelInfo, fresh: bool) -> tuple[Check]:
+    """Whether the model runs here, and with which kernels; a tuple, so that a failed check is told from it."""
+    from edge_embed.engine import bindings, probe
+
+    library = bindings.load().library
+    if fresh:
+        (cache_dir() / "probe.json").unlink(missing_ok=True)
+    known = probe.cached(info, library) is not None
+    with warnings.catch_warnings(record=True) as caught:  # it warns of what is said below
+        warnings.simplefilter("always")
+        result = probe.probe(info, library)
+    how = "known from an earlier start" if known else "tried in a child process"
+    if result.use_extra_bufts:
+        return (Check("probe", "ok", f"the model runs with all kernels ({how})"),)
+    hint = str(caught[-1].message).rpartition("To mend it, ")[2] if caught else REBUILD
+    return (Check("probe", "slow", f"the fastest kernels crash ({result.reason}); it runs without them ({how})", hint),)
+
+
+def _embed(model: str, pooling: Pooling | None) -> Check:
+    from edge_embed.embedder import Embedder
+
+    start = time.perf_counter()
+    with Embedder(model, pooling=pooling) as embedder:
+        loaded = time.perf_counter()
+        embedder.encode("The quick brown fox jumps over the lazy dog.")
+        first = time.perf_counter()
+        embedder.encode("Pack my box with five dozen liquor jugs.")
+        second = time.perf_counter()
+    times = [f"{1000 * (b - a):.0f} ms" for a, b in ((start, loaded), (loaded, first), (first, second))]
+    return Check("embedding", "ok", f"loaded in {times[0]}, first text in {times[1]}, second in {times[2]}")

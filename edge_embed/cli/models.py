@@ -1,0 +1,215 @@
+"""``edge-embed show`` and ``edge-embed list``: what is in a model file, and which models there are.
+
+Only headers are read; no engine is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from edge_embed import keys
+from edge_embed.catalogue import DEFAULT_MODEL, CatalogueEntry, entries, resolve
+from edge_embed.cli.terminal import facts, say_error, say_json, shorten, size, table
+from edge_embed.errors import ModelError
+
+if TYPE_CHECKING:
+    from edge_embed.gguf_header import GgufHeader
+    from edge_embed.types import ModelInfo
+
+VERIFY: Final = keys.PREFIX + "verify."
+SHOWN_ITEMS, SHOWN_CHARACTERS = 6, 100  # of an array, of a string
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  edge-embed show
+  edge-embed show qwen3-0.6b-q8_0.gguf
+  edge-embed show model.gguf --metadata
+  edge-embed show model.gguf --json | jq .dimensions
+"""
+)
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+@click.option("--metadata", is_flag=True, help="Every metadata key as it is in the file, arrays shortened.")
+def show(model: str | None, as_json: bool, metadata: bool) -> None:
+    """Show what is in a model file and how it would be run.
+
+    MODEL is a GGUF file or a name of `edge-embed list`; the bundled model by default.
+    """
+    from edge_embed.gguf_header import read_header
+    from edge_embed.model_info import read_model_info
+
+    header = read_header(resolve(model))
+    problem: ModelError | None = None
+    info: ModelInfo | None = None
+    try:
+        info = read_model_info(header)
+    except ModelError as error:  # not one that can be run as it is: what the header says is shown all the same
+        problem = error
+    described = _describe(header, info)
+    if metadata:
+        described = {**described, "metadata": {key: _short(value) for key, value in header.metadata.items()}}
+    if as_json:
+        say_json({**described, "problem": problem.message if problem else None})
+        return
+    for line in facts(_readable(described, header, info)):
+        click.echo(line)
+    if metadata:
+        click.echo()
+        for line in facts({key: str(value) for key, value in described["metadata"].items()}):
+            click.echo(line)
+    if problem:
+        say_error(f"it cannot be run as it is: {problem.message}", problem.hint)
+
+
+def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
+    """What ``--json`` prints. Without ``info``, what the header says by itself."""
+    found = header.metadata
+    types: dict[str, int] = {}
+    for tensor in header.tensors.values():
+        types[tensor.type_name] = types.get(tensor.type_name, 0) + 1
+    described: dict[str, Any] = {
+        "path": str(header.path),
+        "name": found.get("general.name"),
+        "architecture": found.get("general.architecture"),
+        "size_bytes": header.size_bytes,
+        "tensor_types": dict(sorted(types.items(), key=lambda item: -item[1])),
+        "license": found.get("general.license"),
+        "recipe": found.get(keys.RECIPE),
+        "fallbacks": found.get(keys.FALLBACKS, []),
+        "source_repository": found.get(keys.SOURCE_REPOSITORY),
+        "source_revision": found.get(keys.SOURCE_REVISION),
+        "source_sha256": found.get(keys.SOURCE_SHA256),
+        "verification": {key[len(VERIFY) :]: _short(value) for key, value in found.items() if key.startswith(VERIFY)},
+    }
+    if info is None:
+        return described
+    eds = info.eds_token_id
+    return {
+        **described,
+        "name": info.name,
+        "layers": info.n_layer,
+        "dimensions": info.n_embd,
+        "context": info.n_ctx_train,
+        "max_tokens": info.max_tokens,
+        "vocabulary": info.n_vocab,
+        "pooling": info.pooling,
+        "pooling_source": info.pooling_source,
+        "eds_token_id": eds,
+        "eds_token": None if eds is None else found["tokenizer.ggml.tokens"][eds],
+        "normalize": info.normalize,
+        "unicode_normalization": info.unicode_normalization,
+        "prompts": info.prompts,
+        "default_prompt_name": info.default_prompt_name,
+        "instruction_template": info.instruction_template,
+        "mrl_dimensions": list(info.mrl_dimensions),
+        "repairs": list(info.repairs),
+    }
+
+
+def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo | None) -> dict[str, str]:
+    """The same for people: absent things are left out, except where their absence says something."""
+    rows: dict[str, Any] = {
+        "file": described["path"],
+        "name": described["name"],
+        "architecture": described["architecture"],
+        "size": f"{size(header.size_bytes)} in {len(header.tensors)} tensors",
+        "types": ", ".join(f"{count} {kind}" for kind, count in described["tensor_types"].items()),
+    }
+    if info is not None:
+        eds = described["eds_token"]
+        rows |= {
+            "dimensions": str(info.n_embd)
+            + (f", trained to be cut to {', '.join(map(str, info.mrl_dimensions))}" if info.mrl_dimensions else ""),
+            "layers": str(info.n_layer),
+            "max tokens": f"{info.max_tokens:,} of {info.n_ctx_train:,} positions",
+            "vocabulary": f"{info.n_vocab:,} tokens",
+            "pooling": f"{info.pooling} (from the {info.pooling_source})",
+            "EDS token": f"{eds!r} ({info.eds_token_id}) ends every text" if eds is not None else None,
+            "vectors": "unit length" if info.normalize else "not normalized",
+            "Unicode": info.unicode_normalization if info.unicode_normalization != "none" else "as it is",
+            "prompts": "\n".join(
+                f"{name}{' (default)' if name == info.default_prompt_name else ''}: {shorten(repr(prompt), 96)}"
+                for name, prompt in info.prompts.items()
+            )
+            or "none",
+            "instructions": None if info.instruction_template is None else repr(info.instruction_template),
+        }
+    rows |= {
+        "licence": described["license"] or "not recorded",
+        "source": described["source_repository"],
+        "revision": described["source_revision"],
+        "weights": described["source_sha256"] and f"sha256 {described['source_sha256']}",
+        "recipe": described["recipe"],
+        "fallbacks": "\n".join(described["fallbacks"]),
+        "verified": "\n".join(f"{name}: {value}" for name, value in described["verification"].items()),
+        "repairs": "\n".join(info.repairs) if info is not None else None,
+    }
+    return {name: str(value) for name, value in rows.items() if value}
+
+
+def _short(value: Any) -> Any:
+    """A metadata value of bounded length."""
+    if isinstance(value, list) and len(value) > SHOWN_ITEMS:
+        return [*map(_short, value[:SHOWN_ITEMS]), f"... {len(value):,} in all"]
+    if isinstance(value, str) and len(value) > SHOWN_CHARACTERS:
+        return f"{value[:SHOWN_CHARACTERS]}... {len(value):,} characters in all"
+    return value
+
+
+@click.command(
+    name="list",
+    epilog="""\b
+Examples:
+  edge-embed list
+  edge-embed list --json | jq '.[].name'
+""",
+)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
+def list_models(as_json: bool) -> None:
+    """List the models that are known by name.
+
+    Any GGUF file can be used by its path as well.
+    """
+    known = entries()
+    if as_json:
+        say_json(
+            [
+                {
+                    "name": entry.name,
+                    "default": entry.name == DEFAULT_MODEL,
+                    "repository": entry.repository,
+                    "license": entry.license,
+                    "dimensions": entry.dimensions,
+                    "max_tokens": entry.max_tokens,
+                    "path": None if entry.path is None else str(entry.path),
+                    "size_bytes": entry.size_bytes if entry.path is not None else None,
+                }
+                for entry in known
+            ]
+        )
+        return
+    for line in _rows(known):
+        click.echo(line)
+
+
+def _rows(known: list[CatalogueEntry]) -> Iterator[str]:
+    yield from table(
+        [
+            (
+                entry.name + (" (default)" if entry.name == DEFAULT_MODEL else ""),
+                str(entry.dimensions),
+                f"{entry.max_tokens:,}",
+                size(entry.size_bytes) if entry.path is not None else "not here",
+                entry.license,
+                str(entry.path) if entry.path is not None else entry.repository,
+            )
+            for entry in known
+        ],
+        head=("name", "dims", "tokens", "size", "licence", "where"),
+        right=(1, 2, 3),
+    )

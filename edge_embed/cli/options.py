@@ -1,0 +1,233 @@
+"""Options that several commands share: which texts, which model, and what is done with them.
+
+Each group of options becomes one frozen value, so that a command has a handful of arguments instead of twenty.
+The names of choices are spelled out here because the modules that define them import NumPy; a test compares them.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from edge_embed.files import INPUT_FORMATS, InputFormat, format_of, read_file, read_stream
+
+if TYPE_CHECKING:
+    from edge_embed.embedder import Embedder
+    from edge_embed.types import EmbedResult, Pooling, Precision, Truncate
+
+POOLINGS: Final = ("mean", "cls", "last")
+PRECISIONS: Final = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+TRUNCATIONS: Final = ("right", "left", "error")
+
+Command = Callable[..., None]
+Group = TypeVar("Group")
+STDIN: Final = "-"
+AT_LEAST_1: Final = click.IntRange(min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """Where texts come from.
+
+    Attributes:
+        texts: as arguments; ``-`` alone, or none, means the file or standard input.
+        file: a file of texts, ``-`` for standard input, or None.
+        input_format: how the file or standard input stores them, or None to go by the extension.
+        field: the field or column that holds them, or None.
+    """
+
+    texts: tuple[str, ...]
+    file: str | None
+    input_format: InputFormat | None
+    field: str | None
+
+    def check(self) -> TextSource:
+        """Itself, if exactly one source is named; click.UsageError otherwise."""
+        arguments = bool(self.texts) and self.texts != (STDIN,)
+        if self.texts and self.file is not None:
+            raise click.UsageError("give texts as arguments or a --file, not both")
+        if arguments and (self.input_format or self.field):
+            raise click.UsageError("--input-format and --field are about a --file or standard input, not arguments")
+        if not self.texts and self.file is None and sys.stdin.isatty():
+            raise click.UsageError("no texts: give some as arguments, with --file, or through a pipe")
+        return self
+
+    def read(self) -> Iterator[str]:
+        """The texts, in order."""
+        if self.texts and self.texts != (STDIN,):
+            return iter(self.texts)
+        if self.file is not None and self.file != STDIN:
+            return read_file(Path(self.file), input_format=self.input_format, field=self.field)
+        stream = click.get_binary_stream("stdin")
+        return read_stream(stream, "standard input", input_format=self.input_format or "txt", field=self.field)
+
+    def count(self) -> int | None:
+        """How many texts there are, every one of them read and checked; None where they can be read only once."""
+        if self.texts and self.texts != (STDIN,):
+            return len(self.texts)
+        if self.file is None or self.file == STDIN:
+            return None
+        path = Path(self.file)
+        if self.input_format is None:
+            format_of(path)
+        return None if path.exists() and not path.is_file() and not path.is_dir() else sum(1 for _ in self.read())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """Which model, and how it is run; None leaves the choice to the library."""
+
+    model: str | None
+    pooling: Pooling | None
+    max_tokens: int | None
+    threads: int | None
+    batch_tokens: int | None
+
+    def open(self) -> Embedder:
+        """Load the model."""
+        from edge_embed.embedder import Embedder
+
+        return Embedder(
+            self.model,
+            pooling=self.pooling,
+            max_tokens=self.max_tokens,
+            n_threads=self.threads,
+            n_batch=self.batch_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions:
+    """What is put before the texts, and what is done with long ones and with the vectors."""
+
+    prompt: str | None
+    prompt_name: str | None
+    instruction: str | None
+    query: bool
+    document: bool
+    dimensions: int | None
+    truncate: Truncate
+
+    def check(self) -> EncodeOptions:
+        """Itself, if the options do not contradict each other; click.UsageError otherwise."""
+        given = {
+            "--prompt": self.prompt is not None,
+            "--prompt-name": self.prompt_name is not None,
+            "--instruction": self.instruction is not None and not self.query,  # a query takes an instruction
+            "--query": self.query,
+            "--document": self.document,
+        }
+        chosen = [name for name, is_given in given.items() if is_given]
+        if len(chosen) > 1:
+            raise click.UsageError(f"{' and '.join(chosen)} contradict each other: give one of them")
+        return self
+
+    def embed(
+        self, embedder: Embedder, texts: Sequence[str], *, normalize: bool = True, precision: Precision = "float32"
+    ) -> EmbedResult:
+        """The vectors of texts and what is known about them."""
+        name = self.prompt_name
+        if self.instruction is None and (self.query or self.document):
+            name = _role_prompt(embedder, "query" if self.query else "document")
+        return embedder.embed(
+            texts,
+            prompt=self.prompt,
+            prompt_name=name,
+            instruction=self.instruction,
+            truncate_dim=self.dimensions,
+            normalize=normalize,
+            precision=precision,
+            truncate=self.truncate,
+        )
+
+
+def _role_prompt(embedder: Embedder, role: str) -> str | None:
+    """The prompt that ``encode_query`` or ``encode_document`` would use."""
+    names = ("query",) if role == "query" else ("document", "passage", "corpus")
+    return next((name for name in names if name in embedder.prompts), None)
+
+
+def text_source(command: Command) -> Command:
+    """Adds ``[TEXTS]...`` and the options of a file; the command gets ``source``, a TextSource."""
+    return _grouped(
+        "source",
+        TextSource,
+        command,
+        click.argument("texts", nargs=-1),
+        click.option(
+            "-f", "--file", metavar="PATH", help="Read texts from a .txt, .jsonl, .csv or .tsv file, - is stdin."
+        ),
+        click.option(
+            "--input-format",
+            type=click.Choice(INPUT_FORMATS),
+            help="How the file or stdin stores texts; by default the file's extension says so, and stdin is txt.",
+        ),
+        click.option(
+            "--field", metavar="NAME", help='Field or column that holds the text; "text" or the only column by default.'
+        ),
+    )
+
+
+def model_options(command: Command) -> Command:
+    """Adds the options of the model; the command gets ``engine``, a ModelOptions."""
+    return _grouped(
+        "engine",
+        ModelOptions,
+        command,
+        click.option("-m", "--model", metavar="MODEL", help="GGUF file or a name of `edge-embed list`."),
+        click.option("--pooling", type=click.Choice(POOLINGS), help="Pool hidden states otherwise than the file says."),
+        click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text; the model's own limit by default."),
+        click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads; the usable physical cores by default."),
+        click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help="Tokens that the model is given at once."),
+    )  # fmt: skip
+
+
+def encode_options(command: Command) -> Command:
+    """Adds prompts, dimensions and truncation; the command gets ``encoding``, an EncodeOptions."""
+    return _grouped(
+        "encoding",
+        EncodeOptions,
+        command,
+        click.option("--prompt", metavar="TEXT", help="Text put before each input."),
+        click.option("--prompt-name", metavar="NAME", help="A prompt of the model, see `edge-embed show`."),
+        click.option("--instruction", metavar="TEXT", help="Task description, for a model that was trained with them."),
+        click.option("--query", is_flag=True, help="The texts are search queries: use the model's prompt for these."),
+        click.option("--document", is_flag=True, help="The texts are to be found: use the model's prompt for these."),
+        click.option(
+            "-d",
+            "--dimensions",
+            "--truncate-dim",
+            "dimensions",
+            type=AT_LEAST_1,
+            metavar="N",
+            help="Values kept of each vector (MRL); all by default.",
+        ),
+        click.option(
+            "--truncate",
+            type=click.Choice(TRUNCATIONS),
+            default="right",
+            show_default=True,
+            help="What happens to a text that is too long: lose its end, its beginning, or be refused.",
+        ),
+    )  # fmt: skip
+
+
+def _grouped(name: str, group: type[Group], command: Command, *parameters: Callable[[Command], Command]) -> Command:
+    """The command with those parameters, which reach it as one value called ``name``."""
+    names = [field.name for field in fields(group)]  # type: ignore[arg-type]  # every group is a dataclass
+
+    @functools.wraps(command)
+    def call(**values: Any) -> None:
+        made = group(**{field: values.pop(field) for field in names})
+        command(**{name: made.check() if isinstance(made, (TextSource, EncodeOptions)) else made}, **values)
+
+    result: Command = call
+    for parameter in reversed(parameters):
+        result = parameter(result)
+    return result

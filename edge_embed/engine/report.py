@@ -1,0 +1,142 @@
+"""What can be said about this machine and the native library without a model: for ``edge-embed doctor``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from edge_embed.engine import bindings
+from edge_embed.engine.devices import cgroup_quota, cpu_name_and_flags, default_threads, physical_cores
+
+# Flag of the CPU, as Linux writes it -> (its usual name, the entry of llama.cpp's system info that says that the
+# library was compiled with it, or empty where that does not tell). Source: ggml-cpu's feature list.
+FEATURES: Final[dict[str, tuple[str, str]]] = {
+    "avx2": ("AVX2", "AVX2"),
+    "fma": ("FMA", "FMA"),
+    "f16c": ("F16C", "F16C"),
+    "avx_vnni": ("AVX-VNNI", "AVX_VNNI"),
+    "avx512f": ("AVX-512", "AVX512"),
+    "avx512_vnni": ("AVX-512 VNNI", "AVX512_VNNI"),
+    "avx512_bf16": ("AVX-512 BF16", "AVX512_BF16"),
+    "amx_int8": ("AMX INT8", "AMX_INT8"),
+    "asimd": ("NEON", "NEON"),
+    "asimddp": ("dot product", "DOTPROD"),
+    "i8mm": ("INT8 matrix", "MATMUL_INT8"),
+    "sve": ("SVE", "SVE"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MachineReport:
+    """The machine, as far as the engine looks at it.
+
+    Attributes:
+        cpu: the CPU's name, possibly empty.
+        features: names of its features that the kernels can use.
+        threads: CPU threads used by default.
+        logical_cpus: logical CPUs that this process may run on.
+        physical_cores: how many physical cores these are.
+        quota: whole CPUs that the container allows, or None.
+        memory_bytes: memory of the machine or container, or None where unknown.
+        available_bytes: memory that can be had now, or None where unknown.
+    """
+
+    cpu: str
+    features: tuple[str, ...]
+    threads: int
+    logical_cpus: int
+    physical_cores: int
+    quota: int | None
+    memory_bytes: int | None
+    available_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryReport:
+    """The native library.
+
+    Attributes:
+        version: of llama-cpp-python.
+        library: path of libllama.
+        system_info: what it says of itself: its compiled-in features.
+        unused: features that the CPU has and the library was not compiled for.
+        gpu_offload: whether it can put layers on a GPU.
+    """
+
+    version: str
+    library: Path
+    system_info: str
+    unused: tuple[str, ...]
+    gpu_offload: bool
+
+
+def machine() -> MachineReport:
+    """Look at the machine; loads no library."""
+    name, flags = cpu_name_and_flags()
+    present = set(flags.split())
+    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    memory, available = _memory()
+    return MachineReport(
+        cpu=name,
+        features=tuple(usual for flag, (usual, _) in FEATURES.items() if flag in present),
+        threads=default_threads(),
+        logical_cpus=len(allowed),
+        physical_cores=physical_cores(allowed),
+        quota=cgroup_quota(),
+        memory_bytes=memory,
+        available_bytes=available,
+    )
+
+
+def library() -> LibraryReport:
+    """Load the library and ask it.
+
+    Raises:
+        EngineUnavailableError: it is missing, broken, or laid out differently.
+    """
+    lib = bindings.load()
+    info: str = lib.c.llama_print_system_info().decode("utf-8", "replace").strip(" |\n")
+    compiled = compiled_features(info)
+    present = set(cpu_name_and_flags()[1].split())
+    return LibraryReport(
+        version=lib.version,
+        library=lib.library,
+        system_info=info,
+        unused=tuple(name for flag, (name, entry) in FEATURES.items() if flag in present and entry not in compiled),
+        gpu_offload=bool(lib.c.llama_supports_gpu_offload()),
+    )
+
+
+def compiled_features(system_info: str) -> set[str]:
+    """Names that llama.cpp's system info, ``CPU : AVX2 = 1 | FMA = 1 | ...``, gives a value other than 0."""
+    entries = (entry.rpartition(":")[2].partition("=") for entry in system_info.split("|"))
+    return {name.strip() for name, _, value in entries if value.strip() not in ("", "0")}
+
+
+def _memory() -> tuple[int | None, int | None]:
+    """Bytes in all and available, no more than the container's limit."""
+    found: dict[str, int] = {}
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in ("MemTotal", "MemAvailable"):
+                found[key] = int(value.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        return _memory_by_sysconf(), None
+    total, available = found.get("MemTotal"), found.get("MemAvailable")
+    try:
+        folder = Path("/sys/fs/cgroup")
+        limit = int((folder / "memory.max").read_text())  # "max" where there is none
+        used = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return total, available
+    return min(limit, total or limit), min(limit - used, available or limit)
+
+
+def _memory_by_sysconf() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None

@@ -1,0 +1,55 @@
+"""What many tests share: a cache of their own, repeatable properties, two tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from edge_embed import Embedder
+from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder
+
+# The same examples on every machine; no deadline, because a busy machine is not a failure.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The user's cache stays untouched."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGE_EMBED_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def bert_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WordPiece encoder of 32 dimensions, 64 positions, mean pooling."""
+    path = tmp_path_factory.mktemp("bert") / "bert.gguf"
+    path.write_bytes(gguf_bytes(*tiny_bert()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def qwen3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal model of 32 dimensions, 1,024 positions, last-token pooling."""
+    path = tmp_path_factory.mktemp("qwen3") / "qwen3.gguf"
+    path.write_bytes(gguf_bytes(*tiny_decoder()))
+    return path
+
+
+@pytest.fixture(scope="session")
+def bert(bert_path: Path) -> Iterator[Embedder]:
+    """An Embedder over ``bert_path``."""
+    with Embedder(bert_path) as embedder:
+        yield embedder
+
+
+@pytest.fixture(scope="session")
+def qwen3(qwen3_path: Path) -> Iterator[Embedder]:
+    """An Embedder over ``qwen3_path``."""
+    with Embedder(qwen3_path) as embedder:
+        yield embedder
