@@ -43,13 +43,13 @@ def qwen3_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bert(bert_path: Path) -> Iterator[Embedder]:
-    """An Embedder over ``bert_path``."""
-    with Embedder(bert_path) as embedder:
+    """An Embedder over ``bert_path``. One thread: on a busy machine two of them wait for each other, layer by layer."""
+    with Embedder(bert_path, n_threads=1) as embedder:
         yield embedder
 
 
 @pytest.fixture(scope="session")
 def qwen3(qwen3_path: Path) -> Iterator[Embedder]:
     """An Embedder over ``qwen3_path``."""
-    with Embedder(qwen3_path) as embedder:
+    with Embedder(qwen3_path, n_threads=1) as embedder:
         yield embedder

@@ -132,9 +132,9 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "big-endian": (assemble([], [], version=3 << 24), "big-endian"),
     "huge number of keys": (assemble([], [], n_kv=HUGE), "more than fit"),
     "huge number of tensors": (assemble([], [], n_tensors=HUGE), "more than fit"),
-    "one key too many": (assemble([pair("a", np.uint64(1))], [], n_kv=2), ""),
+    "one key too many": (assemble([pair("a", np.uint64(1))], [], n_kv=2), "empty"),
     "key twice": (assemble([pair("a", np.uint8(1)), pair("a", np.uint8(2))], []), "'a' occurs twice"),
-    "empty key": (assemble([pair("", np.uint8(1))], []), ""),
+    "empty key": (assemble([pair("", np.uint8(1))], []), "empty"),
     "key of 65,536 bytes": (assemble([pair("k" * 65536, np.uint8(1))], []), "longer than 65535"),
     "key not UTF-8": (assemble([pair(b"\xff\xfe", np.uint8(1))], []), "not UTF-8"),
     "key longer than the file": (assemble([struct.pack("<Q", 60000) + b"abcdefgh"], []), "ends in the middle"),
@@ -214,7 +214,7 @@ def test_a_file_that_is_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
             header_of(whole[:size], tmp_path)
 
 
-@given(st.binary(max_size=200), st.booleans())
+@given(data=st.binary(max_size=200), with_magic=st.booleans())
 def test_any_bytes_are_read_or_refused(
     data: bytes, with_magic: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

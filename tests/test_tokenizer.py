@@ -6,6 +6,7 @@ import dataclasses
 import json
 import unicodedata
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ from edge_embed.errors import InvalidOptionError, InvalidTextError, ModelFileErr
 from edge_embed.testing import fake_embedder
 from edge_embed.tokenizer import Tokenizer, check_text, from_library, wordpiece
 from edge_embed.types import ModelInfo
-from tests.checkpoints import wordpiece_tokenizer, wordpiece_vocabulary
-from tests.tiny_gguf import bpe_metadata, wordpiece_metadata
+from tests.checkpoints import small_bpe_tokenizer, wordpiece_tokenizer, wordpiece_vocabulary
+from tests.scripts import run_script
+from tests.tiny_gguf import bpe_metadata, gguf_bytes, spm_metadata, tiny_decoder, wordpiece_metadata
 
 INFO = fake_embedder().info
 CONTENT = st.lists(st.integers(100, 999), max_size=30)
@@ -164,10 +166,13 @@ def test_the_eds_token_occurs_once_at_the_end_of_a_real_file(qwen3: Embedder) ->
     assert (1, qwen3.info.eds_token_id) == (ids.count(qwen3.info.eds_token_id), ids[-1])
 
 
-def test_library_ids_are_those_of_the_original_tokenizer(qwen3: Embedder) -> None:
-    from tests.checkpoints import small_bpe_tokenizer
+@cache
+def original_bpe() -> Original:
+    return Original.from_str(json.dumps(small_bpe_tokenizer()))
 
-    original = Original.from_str(json.dumps(small_bpe_tokenizer()))
+
+def test_library_ids_are_those_of_the_original_tokenizer(qwen3: Embedder) -> None:
+    original = original_bpe()
     texts = ["the other thing", "Is it in?\r\n\n  12345 'll <|im_start|>x<|endoftext|>", "e\u0301 中文 🙂 \u200b\x00\t", ""]
     expected = [original.encode(text).ids for text in texts]
     assert expected == [qwen3.tokenize(text).token_ids.tolist() for text in texts]
@@ -175,15 +180,44 @@ def test_library_ids_are_those_of_the_original_tokenizer(qwen3: Embedder) -> Non
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cn"]), max_size=40))
 def test_library_ids_are_those_of_the_original_tokenizer_for_any_text(qwen3: Embedder, text: str) -> None:
-    from tests.checkpoints import small_bpe_tokenizer
-
-    original = _original_bpe(json.dumps(small_bpe_tokenizer()))
+    original = original_bpe()
     assert original.encode(text).ids == qwen3.tokenize(text).token_ids.tolist()
 
 
-@cache
-def _original_bpe(text: str) -> Original:
-    return Original.from_str(text)
+LONG_TEXTS = """
+import sys
+from edge_embed import Embedder
+from edge_embed.errors import EdgeEmbedError
+try:
+    with Embedder(sys.argv[1], n_threads=1) as embedder:
+        for unit in ("a", "1", "?", " ", "\\n", "é", "中", "\\u0301", "the ", "'s"):
+            embedder.tokenize(unit * 100_000)
+    print("tokens")
+except EdgeEmbedError as error:
+    print(type(error).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [("qwen2", {"tokens"}), ("llama-bpe", {"tokens"}), ("smollm", {"tokens"}), ("gpt-2", {"tokens"}),
+     *((pre, {"tokens", "UnsupportedModelError", "InvalidTextError"}) for pre in ("default", "gpt-4o", "tekken", "deepseek-llm"))],
+)  # fmt: skip
+def test_a_long_run_of_one_character_does_not_end_the_process(pre: str, expected: set[str], tmp_path: Path) -> None:
+    """Where llama.cpp splits words by std::regex, it recurses once for each character and overflows the stack."""
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes(*tiny_decoder("llama", bpe_metadata(pre))))
+    assert run_script(LONG_TEXTS, tmp_path / "x.gguf").strip() in expected
+
+
+@pytest.mark.parametrize(
+    ("byte_tokens", "expected"), [(True, {"tokens"}), (False, {"ModelFileError", "UnsupportedModelError"})]
+)
+def test_a_vocabulary_that_cannot_spell_a_byte_does_not_end_the_process(
+    byte_tokens: bool, expected: set[str], tmp_path: Path
+) -> None:
+    """llama.cpp looks the missing byte up by an unguarded ``at()``; the probe does not tokenize and cannot see it."""
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes(*tiny_decoder("llama", spm_metadata(byte_tokens=byte_tokens))))
+    assert run_script(LONG_TEXTS, tmp_path / "x.gguf").strip() in expected
 
 
 # WordPiece

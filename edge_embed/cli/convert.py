@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # edge_embed.convert.FTYPES, spelled out because importing it loads NumPy; a test compares them.
 TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m")
-MOST_FALLBACKS = 12  # shown one by one; more are alike, and the file lists them all
+MOST_SKIPPED = 12  # shown one by one; where there are more, they are alike
 MILLION = 10**6
 
 
@@ -132,12 +132,15 @@ def _summary(report: Any) -> Iterator[str]:
     )
     if report.fallbacks:
         yield f"\n{len(report.fallbacks)} tensors got another type than {report.ftype} asks for:"
-        fallen = [(t.name, t.asked, t.got, t.why) for t in report.fallbacks]
-        yield from table(fallen[:MOST_FALLBACKS], head=("tensor", "asked", "got", "why"))
-        if len(fallen) > MOST_FALLBACKS:
-            yield f"... and {len(fallen) - MOST_FALLBACKS} more: `edge-embed show {report.path}` lists them"
+        reasons = Counter((tensor.asked, tensor.got, tensor.why) for tensor in report.fallbacks)
+        first = {(t.asked, t.got, t.why): t.name for t in reversed(report.fallbacks)}
+        rows = [
+            (str(count), *reason, first[reason] + (", ..." if count > 1 else ""))
+            for reason, count in reasons.most_common()
+        ]
+        yield from table(rows, head=("tensors", "asked", "got", "because", "which"), right=(0,))
     if report.skipped:
         yield f"\n{len(report.skipped)} tensors were left out:"
-        yield from table([(t.name, t.reason) for t in report.skipped[:MOST_FALLBACKS]], head=("tensor", "why"))
-        if len(report.skipped) > MOST_FALLBACKS:
-            yield f"... and {len(report.skipped) - MOST_FALLBACKS} more"
+        yield from table([(t.name, t.reason) for t in report.skipped[:MOST_SKIPPED]], head=("tensor", "why"))
+        if len(report.skipped) > MOST_SKIPPED:
+            yield f"... and {len(report.skipped) - MOST_SKIPPED} more"

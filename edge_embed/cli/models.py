@@ -145,7 +145,7 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
         "revision": described["source_revision"],
         "weights": described["source_sha256"] and f"sha256 {described['source_sha256']}",
         "recipe": described["recipe"],
-        "fallbacks": "\n".join(described["fallbacks"]),
+        "fallbacks": "\n".join(map(str, _short(described["fallbacks"]))),
         "verified": "\n".join(f"{name}: {value}" for name, value in described["verification"].items()),
         "repairs": "\n".join(info.repairs) if info is not None else None,
     }

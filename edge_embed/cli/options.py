@@ -64,7 +64,7 @@ class TextSource:
             return iter(self.texts)
         if self.file is not None and self.file != STDIN:
             return read_file(Path(self.file), input_format=self.input_format, field=self.field)
-        stream = click.get_binary_stream("stdin")
+        stream = sys.stdin.buffer
         return read_stream(stream, "standard input", input_format=self.input_format or "txt", field=self.field)
 
     def count(self) -> int | None:
@@ -182,8 +182,8 @@ def model_options(command: Command) -> Command:
         command,
         click.option("-m", "--model", metavar="MODEL", help="GGUF file or a name of `edge-embed list`."),
         click.option("--pooling", type=click.Choice(POOLINGS), help="Pool hidden states otherwise than the file says."),
-        click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text; the model's own limit by default."),
-        click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads; the usable physical cores by default."),
+        click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text, if not the file's."),
+        click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores."),
         click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help="Tokens that the model is given at once."),
     )  # fmt: skip
 

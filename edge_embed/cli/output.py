@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import io
 import shutil
 import struct
 import sys
@@ -14,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Final, Literal, cast
+from typing import IO, TYPE_CHECKING, Final, Literal
 
 import click
 
@@ -66,24 +67,18 @@ class VectorOutput:
     def __init__(self, path: Path | None, output_format: OutputFormat) -> None:
         self._path, self._format = path, output_format
         self._part: Path | None = None
+        self._target: IO[bytes] = io.BytesIO()  # until there is something to write to
+        self._stream: IO[bytes] = self._target
         self._count = self._columns = 0
         self._descr = ""
 
     def __enter__(self) -> VectorOutput:
-        with self._writing():
-            if self._path is None:
-                self._target = click.get_binary_stream("stdout")
-            elif self._path.exists() and not self._path.is_file():  # a device or a pipe: there is nothing to rename
-                self._target = self._path.open("wb")
-            else:
-                whole = self._path.resolve()  # a link stays a link
-                self._part, self._whole = whole.with_name(whole.name + ".part"), whole
-                self._target = self._part.open("wb")
-            # The header of .npy holds the number of rows, which is known at the end: what cannot seek gets it then
-            spooled = self._format == "npy" and self._part is None
-            self._stream = cast("IO[bytes]", tempfile.TemporaryFile()) if spooled else self._target
-            if self._format == "npy":
-                self._stream.write(self._npy_header())
+        try:
+            with self._writing():
+                self._open()
+        except BaseException:  # an interrupt, when there is a file already
+            self._discard()
+            raise
         return self
 
     def __exit__(
@@ -111,6 +106,21 @@ class VectorOutput:
             else:
                 self._stream.write("".join(self._text(vectors)).encode())
         self._count += len(vectors)
+
+    def _open(self) -> None:
+        if self._path is None:
+            self._target = sys.stdout.buffer
+        elif self._path.exists() and not self._path.is_file():  # a device or a pipe: there is nothing to rename
+            self._target = self._path.open("wb")
+        else:
+            whole = self._path.resolve()  # a link stays a link
+            self._part, self._whole = whole.with_name(whole.name + ".part"), whole
+            self._target = self._part.open("wb")
+        # The header of .npy holds the number of rows, which is known at the end: what cannot seek gets it then
+        spooled = self._format == "npy" and self._part is None
+        self._stream = tempfile.TemporaryFile() if spooled else self._target  # noqa: SIM115 - closed by __exit__
+        if self._format == "npy":
+            self._stream.write(self._npy_header())
 
     def _text(self, vectors: AnyArray) -> Iterator[str]:
         # 9 and 5 digits are what float32 and float16 need to be read back bit for bit
@@ -150,11 +160,13 @@ class VectorOutput:
             self._part.replace(self._whole)
 
     def _discard(self) -> None:
-        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-            if self._path is not None:
-                self._target.close()
+        for stream in (self._stream, self._target):
+            if stream is not sys.stdout.buffer:
+                with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+                    stream.close()
         if self._part is not None:
-            self._part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self._part.unlink()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -81,7 +81,7 @@ def _bounded(texts: Iterator[str]) -> list[str]:
         if len(found) > MAX_TEXTS:
             raise click.UsageError(f"more than {MAX_TEXTS} texts: use `edge-embed embed` and compare the vectors")
     if len(found) < 2:
-        raise click.UsageError(f"{len(found) or 'no'} text: give at least two")
+        raise click.UsageError(f"{'one text' if found else 'no texts'}: give at least two")
     return found
 
 

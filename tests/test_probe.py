@@ -1,0 +1,236 @@
+"""The probe: a crash happens in a child, costs a warning or an error, and is remembered."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_embed import Embedder
+from edge_embed.engine import bindings
+from edge_embed.engine import probe as probe_module
+from edge_embed.engine.probe import ChildResult, ProbeResult, SlowEngineWarning, cache_key, cached, probe, run_child
+from edge_embed.errors import EngineError, ModelFileError
+from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
+from edge_embed.types import ModelInfo
+from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder
+
+
+@pytest.fixture
+def info(bert_path: Path) -> ModelInfo:
+    return read_model_info(read_header(bert_path))
+
+
+@pytest.fixture
+def library() -> Path:
+    return bindings.load().library
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder that does not exist yet."""
+    monkeypatch.setenv("EDGE_EMBED_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+class Children:
+    """Stands in for the child processes: scripted outcomes, and the settings that each was started with."""
+
+    def __init__(self, *outcomes: ChildResult) -> None:
+        self.outcomes, self.started = list(outcomes), list[bool]()
+
+    def __call__(self, info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
+        self.started.append(use_extra_bufts)
+        return self.outcomes[len(self.started) - 1]
+
+
+FINE, CRASH = ChildResult(False), ChildResult(True, "it died of SIGSEGV")
+
+
+def run_segfault(info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
+    """A real child that really dies, where weights are repacked."""
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)" if use_extra_bufts else "pass"
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    crashed = done.returncode < 0
+    return ChildResult(crashed, f"it died of {signal.Signals(-done.returncode).name}" if crashed else "")
+
+
+def test_a_model_that_runs_keeps_the_fast_kernels(info: ModelInfo, library: Path) -> None:
+    children = Children(FINE)
+    assert ProbeResult(True) == probe(info, library, run=children)
+    assert [True] == children.started
+
+
+def test_a_crash_falls_back_and_warns_once_with_the_fix(info: ModelInfo, library: Path) -> None:
+    with pytest.warns(SlowEngineWarning) as caught:
+        result = probe(info, library, run=run_segfault)
+    assert ProbeResult(False, "it died of SIGSEGV") == result
+    assert 1 == len(caught)
+    for part in ("it died of SIGSEGV", "CMAKE_ARGS", "sound_amx.h", "pip install"):
+        assert part in str(caught[0].message)
+
+
+def test_the_outcome_is_remembered_without_a_child_or_a_warning(info: ModelInfo, library: Path) -> None:
+    with pytest.warns(SlowEngineWarning):
+        first = probe(info, library, run=run_segfault)
+    children = Children()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert first == probe(info, library, run=children)
+    assert [] == children.started
+    assert first == cached(info, library)
+
+
+def test_nothing_is_remembered_of_a_model_that_was_not_tried(info: ModelInfo, library: Path) -> None:
+    assert None is cached(info, library)
+
+
+def test_a_model_that_dies_both_ways_is_refused(info: ModelInfo, library: Path) -> None:
+    children = Children(CRASH, CRASH)
+    with pytest.raises(ModelFileError, match="the engine dies on .*bert.gguf: it died of SIGSEGV"):
+        probe(info, library, run=children)
+    assert [True, False] == children.started
+
+
+def test_a_refusal_is_no_crash_and_has_no_second_try(info: ModelInfo, library: Path) -> None:
+    children = Children(ChildResult(False, "tensor x is wrong"))
+    with pytest.raises(ModelFileError, match=r"cannot run .*bert.gguf: tensor x is wrong"):
+        probe(info, library, run=children)
+    assert [True] == children.started
+
+
+def test_a_refused_model_is_tried_again_next_time(info: ModelInfo, library: Path) -> None:
+    """It may have been a lack of memory."""
+    with pytest.raises(ModelFileError):
+        probe(info, library, run=Children(CRASH, CRASH))
+    assert ProbeResult(True) == probe(info, library, run=Children(FINE))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "3", "null", '{"a": 1}', '{"a": {"wrong": true}}', '{"a": []}', "\ufffd", "[" * 100_000],
+    ids=lambda content: repr(content[:24]),
+)
+def test_a_corrupt_cache_is_ignored_and_replaced(
+    content: str, info: ModelInfo, library: Path, empty_cache: Path
+) -> None:
+    empty_cache.mkdir()
+    (empty_cache / "probe.json").write_text(content)
+    assert ProbeResult(True) == probe(info, library, run=Children(FINE))
+    assert ProbeResult(True) == probe(info, library, run=Children())
+
+
+def test_a_cache_of_other_bytes_than_text_is_ignored(info: ModelInfo, library: Path, empty_cache: Path) -> None:
+    empty_cache.mkdir()
+    (empty_cache / "probe.json").write_bytes(b"\xff\xfe\x00")
+    assert ProbeResult(True) == probe(info, library, run=Children(FINE))
+
+
+def test_a_cache_that_cannot_be_written_only_means_another_try(
+    info: ModelInfo, library: Path, empty_cache: Path
+) -> None:
+    empty_cache.write_text("a file where the folder should be")
+    assert ProbeResult(True) == probe(info, library, run=Children(FINE))
+    assert ProbeResult(True) == probe(info, library, run=Children(FINE))
+
+
+def test_a_changed_file_is_tried_again(info: ModelInfo, library: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(Path(info.path).read_bytes())
+    info = dataclasses.replace(info, path=str(copy))
+    before = cache_key(info, library)
+    os.utime(copy, ns=(1, 1))
+    assert before != cache_key(info, library)
+
+
+def test_another_pooling_is_another_outcome(info: ModelInfo, library: Path) -> None:
+    assert cache_key(info, library) != cache_key(dataclasses.replace(info, pooling="cls"), library)
+
+
+def test_the_cache_keeps_the_newest_outcomes(info: ModelInfo, library: Path, empty_cache: Path) -> None:
+    empty_cache.mkdir()
+    old = {f"{n:03}": {"use_extra_bufts": True, "reason": ""} for n in range(200)}
+    (empty_cache / "probe.json").write_text(json.dumps(old))
+    probe(info, library, run=Children(FINE))
+    kept = list(json.loads((empty_cache / "probe.json").read_text()))
+    assert ["001", cache_key(info, library)] == [kept[0], kept[-1]]
+    assert ["probe.json"] == [path.name for path in empty_cache.iterdir()]
+
+
+# The real child
+
+
+@pytest.mark.parametrize("use_extra_bufts", [True, False])
+def test_a_child_runs_a_model(info: ModelInfo, use_extra_bufts: bool) -> None:
+    assert ChildResult(False) == run_child(info, use_extra_bufts)
+
+
+def test_a_child_reports_what_the_engine_refuses_and_why(info: ModelInfo, tmp_path: Path) -> None:
+    metadata, tensors = tiny_bert()
+    del tensors["blk.1.attn_q.weight"]
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes(metadata, tensors))
+    result = run_child(dataclasses.replace(info, path=str(tmp_path / "x.gguf")), True)
+    assert not result.crashed
+    assert "attn_q" in result.error
+
+
+def test_a_child_that_dies_is_reported_by_signal(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    died = subprocess.CompletedProcess([], -signal.SIGILL, "", "")
+    monkeypatch.setattr(probe_module.subprocess, "run", lambda *args, **kwargs: died)
+    assert ChildResult(True, "it died of SIGILL") == run_child(info, True)
+
+
+def test_a_child_without_an_answer_has_crashed(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(probe_module.subprocess, "run", lambda *args, **kwargs: silent)
+    assert ChildResult(True, "the child process ended without an answer") == run_child(info, True)
+
+
+def test_a_child_that_hangs_has_crashed(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(*args: object, **kwargs: object) -> None:
+        raise subprocess.TimeoutExpired("python", 120)
+
+    monkeypatch.setattr(probe_module.subprocess, "run", hang)
+    result = run_child(info, True)
+    assert result.crashed
+    assert "no answer within 120 s" == result.error
+
+
+def test_a_child_that_cannot_be_started_is_an_engine_error(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise PermissionError("not allowed")
+
+    monkeypatch.setattr(probe_module.subprocess, "run", refuse)
+    with pytest.raises(EngineError, match="no child process could be started"):
+        run_child(info, True)
+
+
+def test_an_embedder_probes_a_new_file_and_only_once(
+    bert_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(bert_path.read_bytes())
+    children = Children(FINE)
+    monkeypatch.setattr(probe_module, "run_child", children)
+    for _ in range(2):
+        with Embedder(copy) as embedder:
+            assert (32,) == embedder.encode("cat").shape
+    assert [True] == children.started
+
+
+def test_a_file_that_kills_the_child_is_an_error_of_ours(tmp_path: Path) -> None:
+    """Rotary dimensions that differ from the head's width pass the header's checks and abort the library."""
+    metadata, tensors = tiny_decoder()
+    metadata["qwen3.rope.dimension_count"] = np.uint32(8)
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes(metadata, tensors))
+    with pytest.raises(ModelFileError, match="x.gguf: it died of SIGABRT"):
+        Embedder(tmp_path / "x.gguf")
