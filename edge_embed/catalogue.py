@@ -5,6 +5,8 @@ It knows files and names, nothing of what is in a model.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from dataclasses import dataclass
 from importlib import resources
@@ -63,13 +65,15 @@ def resolve(model: str | Path | None) -> Path:
     """
     if model is None:
         model = DEFAULT_MODEL
-    path = Path(model).expanduser()
-    if path.is_file():
-        return path
+    path = Path(model)
+    with contextlib.suppress(OSError, RuntimeError):  # a name too long for a file, or ~ of nobody: not found below
+        path = path.expanduser()
+        if path.is_file():
+            return path
     for entry in entries():
         if entry.name == str(model).lower() and entry.path is not None:
             return entry.path
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - Path.is_dir raises for names too long for a file
         raise ModelNotFoundError(
             f"{path} is a folder, not a GGUF file", hint=f"convert it first: edge-embed convert {path}"
         )

@@ -50,6 +50,9 @@ class EdgeEmbedError(Exception):
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled without calling a leaf's own __init__, for process pools
+        return EdgeEmbedError.__new__, (type(self), *self.args), self.__dict__
+
 
 class InputError(EdgeEmbedError):
     """The caller's texts or options."""

@@ -122,6 +122,8 @@ class _Reader:
         metadata: dict[str, Any] = {}
         for _ in range(n_kv):
             key = self._string("a key", _MAX_KEY_BYTES)
+            if not key:
+                raise _MalformedError("a key is empty")
             if key in metadata:
                 raise _MalformedError(f"the key {key!r} occurs twice")
             metadata[key] = self._value(key, self._scalar("I"))

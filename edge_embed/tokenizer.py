@@ -134,7 +134,8 @@ def wordpiece(info: ModelInfo, metadata: dict[str, Any]) -> Tokenizer:
     sep = metadata.get("tokenizer.ggml.seperator_token_id", vocab.get("[SEP]", -1))
     if min(unknown, cls, sep) < 0:
         raise ModelFileError(f"{info.path}: the vocabulary has no [UNK], [CLS] or [SEP]")
-    uncased = not any(token.lower() != token for i, token in enumerate(tokens) if i not in special and token.isascii())
+    words = (token.removeprefix(_PHANTOM_SPACE) for i, token in enumerate(tokens) if i not in special)
+    uncased = not any(word.lower() != word for word in words if word.isascii() and word[:1] != "[")
     lowercase = metadata.get(keys.WORDPIECE_LOWERCASE, uncased)
     backend = Backend(
         WordPiece(

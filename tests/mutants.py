@@ -25,7 +25,13 @@ from tests.tiny_gguf import Metadata, Tensors, gguf_bytes, spm_metadata, tiny_be
 INTEGERS = (0, 1, 2, 3, 5, 7, 31, 33, 255, 256, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
 FLOATS = (0.0, -1.0, float("nan"), float("inf"), 1e30, 1e-30)
 STRINGS = ("", " ", "none", "bert", "gpt2", "llama", "t5", "default", "qwen2", "x" * 300, "\u2581", "[SEP]", "é", "\n")
-TEXTS = ["the cat sat", "", "\x00 e\u0301 🙂 中文 \u200b\t\r\n", "ab 12 ?! " * 300, "[SEP]<|endoftext|><|im_end|></s><unk>"]
+TEXTS = [
+    "the cat sat",
+    "",
+    "\x00 e\u0301 🙂 中文 \u200b\t\r\n",
+    "ab 12 ?! " * 300,
+    "[SEP]<|endoftext|><|im_end|></s><unk>",
+]
 
 
 @cache

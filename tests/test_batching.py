@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,7 +60,7 @@ def test_tokens_of_a_batch_are_those_of_its_members(lengths: list[int], n_batch:
 @given(LENGTHS, BUDGET, BUDGET)
 def test_no_two_neighbouring_batches_could_have_been_one(lengths: list[int], n_batch: int, n_seq_max: int) -> None:
     batches = packed(lengths, n_batch, n_seq_max)
-    for a, b in zip(batches, batches[1:], strict=False):
+    for a, b in pairwise(batches):
         assert a.n_seqs == n_seq_max or a.n_tokens + int(b.lengths[0]) > n_batch
 
 

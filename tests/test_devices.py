@@ -70,9 +70,9 @@ def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
 def test_threads_are_the_cores_within_the_quota(
     cores: int, quota: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "physical_cores", lambda allowed: cores)
+    monkeypatch.setattr(devices, "physical_cores", lambda _: cores)
     monkeypatch.setattr(devices, "cgroup_quota", lambda: quota)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert expected == default_threads()
 
 

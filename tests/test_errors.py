@@ -24,9 +24,7 @@ from edge_embed.errors import (
 
 ROOT = Path(__file__).parent.parent
 CLASSES = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if inspect.isclass(kind) and issubclass(kind, EdgeEmbedError)
+    name: kind for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, EdgeEmbedError)
 }
 
 

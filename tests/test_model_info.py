@@ -46,7 +46,13 @@ def decoder_of(arch: str, changes: dict[str, Any] | None = None, **options: Any)
 
 def test_an_encoder_is_described_by_its_file() -> None:
     info = bert({"general.license": "apache-2.0"})
-    assert ("bert", "tiny bert", 32, 64, 2) == (info.architecture, info.name, info.n_embd, info.n_ctx_train, info.n_layer)
+    assert ("bert", "tiny bert", 32, 64, 2) == (
+        info.architecture,
+        info.name,
+        info.n_embd,
+        info.n_ctx_train,
+        info.n_layer,
+    )
     assert (len(BERT[0]["tokenizer.ggml.tokens"]), False) == (info.n_vocab, info.causal)
     assert ("tiny model.gguf", 1000, "apache-2.0") == (info.path, info.size_bytes, info.license)
     assert ({"F32": len(BERT[1])}, ()) == (info.types, info.repairs)
@@ -117,7 +123,7 @@ def test_what_cannot_be_resolved_names_the_option_to_pass(stored: Any) -> None:
 
 
 def test_a_reranker_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match="tiny model.gguf is a reranker"):
+    with pytest.raises(UnsupportedModelError, match=r"tiny model\.gguf is a reranker"):
         bert({"bert.pooling_type": 4})
 
 
@@ -173,7 +179,7 @@ def test_a_literal_eds_token_beats_everything() -> None:
 
 @pytest.mark.parametrize(("add", "expected"), [(True, 2), (False, None), (REMOVED, None)])
 def test_other_tokenizers_follow_the_files_flags(add: Any, expected: int | None) -> None:
-    flags = {"tokenizer.ggml.pre": "default", "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.add_eos_token": add}
+    flags = {"tokenizer.ggml.pre": "smollm", "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.add_eos_token": add}
     assert expected == qwen3(flags).eds_token_id
 
 

@@ -48,7 +48,7 @@ class Children:
     def __init__(self, *outcomes: ChildResult) -> None:
         self.outcomes, self.started = list(outcomes), list[bool]()
 
-    def __call__(self, info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
+    def __call__(self, _info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
         self.started.append(use_extra_bufts)
         return self.outcomes[len(self.started) - 1]
 
@@ -96,7 +96,7 @@ def test_nothing_is_remembered_of_a_model_that_was_not_tried(info: ModelInfo, li
 
 def test_a_model_that_dies_both_ways_is_refused(info: ModelInfo, library: Path) -> None:
     children = Children(CRASH, CRASH)
-    with pytest.raises(ModelFileError, match="the engine dies on .*bert.gguf: it died of SIGSEGV"):
+    with pytest.raises(ModelFileError, match=r"the engine dies on .*bert\.gguf: it died of SIGSEGV"):
         probe(info, library, run=children)
     assert [True, False] == children.started
 
@@ -185,13 +185,13 @@ def test_a_child_reports_what_the_engine_refuses_and_why(info: ModelInfo, tmp_pa
 
 def test_a_child_that_dies_is_reported_by_signal(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     died = subprocess.CompletedProcess([], -signal.SIGILL, "", "")
-    monkeypatch.setattr(probe_module.subprocess, "run", lambda *args, **kwargs: died)
+    monkeypatch.setattr(probe_module.subprocess, "run", lambda *_args, **_kwargs: died)
     assert ChildResult(True, "it died of SIGILL") == run_child(info, True)
 
 
 def test_a_child_without_an_answer_has_crashed(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = subprocess.CompletedProcess([], 0, "", "")
-    monkeypatch.setattr(probe_module.subprocess, "run", lambda *args, **kwargs: silent)
+    monkeypatch.setattr(probe_module.subprocess, "run", lambda *_args, **_kwargs: silent)
     assert ChildResult(True, "the child process ended without an answer") == run_child(info, True)
 
 
@@ -232,5 +232,5 @@ def test_a_file_that_kills_the_child_is_an_error_of_ours(tmp_path: Path) -> None
     metadata, tensors = tiny_decoder()
     metadata["qwen3.rope.dimension_count"] = np.uint32(8)
     (tmp_path / "x.gguf").write_bytes(gguf_bytes(metadata, tensors))
-    with pytest.raises(ModelFileError, match="x.gguf: it died of SIGABRT"):
+    with pytest.raises(ModelFileError, match=r"x\.gguf: it died of SIGABRT"):
         Embedder(tmp_path / "x.gguf")

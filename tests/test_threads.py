@@ -72,7 +72,6 @@ def test_closing_during_use_ends_each_call_with_a_vector_or_an_error(
     import sys, threading, time
     from edge_embed import Embedder
     from edge_embed.errors import EngineClosedError
-from tests.scripts import run_script
 
     texts = ["the cat sat on the mat " * 4000, "good morning", "a" * 50000]
     outcomes = []

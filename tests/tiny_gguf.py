@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
 from tests.checkpoints import small_bpe_tokenizer
 
 # Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
@@ -122,7 +123,13 @@ class _Weights:
 
 
 def tiny_bert(
-    pieces: list[str] | None = None, *, hidden: int = 32, layers: int = 2, n_ff: int = 48, n_ctx: int = 64, seed: int = 0
+    pieces: list[str] | None = None,
+    *,
+    hidden: int = 32,
+    layers: int = 2,
+    n_ff: int = 48,
+    n_ctx: int = 64,
+    seed: int = 0,
 ) -> tuple[Metadata, Tensors]:
     """A WordPiece encoder with mean pooling."""
     pieces = small_wordpiece() if pieces is None else pieces

@@ -11,3 +11,16 @@ endif()
 #    package neither installs nor loads it. A normal variable of the same name wins over the cache, also in the
 #    directories below.
 set(LLAMA_BUILD_COMMON OFF)
+
+# 3. Fast Q8_0 on x86 processors with VNNI: see native/q8_0_vnni.cpp. ggml-cpu.cpp alone is told that there is a KleidiAI
+#    (an Arm library), because that is where another buffer type can be hooked in without a change to the sources.
+function(edge_embed_add_kernels)
+    if(TARGET ggml-cpu AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND NOT MSVC)
+        get_target_property(ggml_src ggml-cpu SOURCE_DIR)
+        target_sources(ggml-cpu PRIVATE "${edge_embed_native}/q8_0_vnni.cpp")
+        set_source_files_properties("${ggml_src}/ggml-cpu/ggml-cpu.cpp" TARGET_DIRECTORY ggml-cpu
+            PROPERTIES COMPILE_DEFINITIONS GGML_USE_CPU_KLEIDIAI)
+    endif()
+endfunction()
+set(edge_embed_native "${CMAKE_CURRENT_LIST_DIR}/native")
+cmake_language(DEFER DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}" CALL edge_embed_add_kernels)

@@ -268,10 +268,10 @@ class LlamaEngine:
     def _check(self, batch: Batch) -> None:
         limits = self._limits
         lengths, ids = batch.lengths, batch.token_ids
-        if not 1 <= batch.n_seqs <= limits.n_seq_max:
-            raise InvalidOptionError(f"a batch of {batch.n_seqs} texts, expected 1 to {limits.n_seq_max}")
         if ids.dtype != np.int32 or lengths.dtype != np.int32 or ids.ndim != 1 or lengths.ndim != 1:
             raise InvalidOptionError("token_ids and lengths must be int32 vectors")
+        if not 1 <= batch.n_seqs <= limits.n_seq_max:
+            raise InvalidOptionError(f"a batch of {batch.n_seqs} texts, expected 1 to {limits.n_seq_max}")
         if (
             lengths.min() < 1
             or int(lengths.sum(dtype=np.int64)) != batch.n_tokens

@@ -128,7 +128,7 @@ def _read_cache() -> dict[str, dict[str, Any]]:
     try:
         found = json.loads((cache_dir() / _CACHE_FILE).read_text())
         return {key: asdict(ProbeResult(**value)) for key, value in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}  # absent, or not ours: probe again
 
 
@@ -153,7 +153,12 @@ def run_child(info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
     command = [sys.executable or "python3", "-m", "edge_embed.engine.probe"]
     request = json.dumps({"path": info.path, "pooling": info.pooling, "use_extra_bufts": use_extra_bufts})
     # The child must find this very package and dependencies, wherever the parent got them from.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+    # A crash is expected here: without the variable ggml would start a debugger, if there is one, and take seconds.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        "GGML_NO_BACKTRACE": "1",
+    }
     try:
         done = subprocess.run(
             command,

@@ -1,0 +1,1 @@
+"""Measurements: speed and memory beside peers, fidelity, retrieval quality. Results are logged in LOG.md."""

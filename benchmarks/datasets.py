@@ -1,0 +1,44 @@
+"""Readers of the evaluation sets, which are not part of this repository.
+
+``--data`` names a folder with ``stsb/en-test.tsv`` (score, sentence1, sentence2, with a header line), ``scifact/``
+(BEIR: corpus.jsonl, queries.jsonl, qrels.tsv) and ``tokstress/`` (blns.json and .jsonl files with a ``text`` field).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+
+def stsb(data: Path) -> tuple[list[str], list[str], list[float]]:
+    """STS-B English test: first sentences, second sentences, scores from 0 to 5."""
+    lines = (data / "stsb" / "en-test.tsv").read_text(encoding="utf-8").rstrip("\n").split("\n")[1:]
+    rows = [line.split("\t") for line in lines]
+    return [row[1] for row in rows], [row[2] for row in rows], [float(row[0]) for row in rows]
+
+
+def beir(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
+    """A BEIR set: documents (title and text joined by a space), queries, and query -> document -> relevance."""
+    documents = {
+        row["_id"]: f"{row.get('title', '')} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")
+    }
+    queries = {row["_id"]: row["text"] for row in _jsonl(folder / "queries.jsonl")}
+    qrels: dict[str, dict[str, int]] = defaultdict(dict)
+    for line in (folder / "qrels.tsv").read_text(encoding="utf-8").splitlines()[1:]:
+        query, document, score = line.split("\t")
+        qrels[query][document] = int(score)
+    return documents, {query: queries[query] for query in qrels}, dict(qrels)
+
+
+def tokenizer_stress(data: Path) -> list[str]:
+    """Naughty strings, many languages, old poems."""
+    folder = data / "tokstress"
+    texts = list(json.loads((folder / "blns.json").read_text(encoding="utf-8")))
+    for name in sorted(folder.glob("*.jsonl")):
+        texts += [row["text"] for row in _jsonl(name)]
+    return texts
+
+
+def _jsonl(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -1,0 +1,107 @@
+"""Sentences per second and peak memory beside peers, in one run.
+
+    python -m benchmarks.speed --data DIR --checkpoint DIR --peer-python PYTHON
+
+Every peer runs in a process of its own. The sentences of STS-B (test) are shuffled and cut into chunks, and each chunk
+goes to every peer in turn before the next, so that a noisy neighbour disturbs all of them alike. Figures are ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.datasets import stsb
+from edge_embed.catalogue import resolve
+from edge_embed.engine.devices import cpu_name_and_flags, default_threads
+
+_HERE = Path(__file__).parent
+
+
+class Peer:
+    """A worker process."""
+
+    def __init__(self, name: str, python: str, model: str, threads: int) -> None:
+        self.name = name
+        self.seconds: list[float] = []
+        self.peak_mb = 0.0
+        environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        self._process = subprocess.Popen(
+            [python, str(_HERE / "worker.py"), name, model, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            cwd=_HERE,  # not the checkout: the worker imports the installed package
+        )
+
+    def run(self, texts: list[str]) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(texts) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.name} ended with code {self._process.wait()}: run benchmarks/worker.py by hand")
+        answer = json.loads(line)
+        self.seconds.append(answer["seconds"])
+        self.peak_mb = answer["peak_mb"]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with stsb/en-test.tsv")
+    parser.add_argument("--model", default=str(resolve(None)), help="the GGUF that both llama.cpp peers run")
+    parser.add_argument("--checkpoint", help="the original checkpoint, for sentence-transformers")
+    parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has sentence-transformers")
+    parser.add_argument("--peers", default="llama-cpp-python,sentence-transformers-f32,sentence-transformers-bf16")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--chunks", type=int, default=12)
+    options = parser.parse_args()
+
+    first, second, _ = stsb(options.data)
+    texts = [*first, *second]
+    random.Random(0).shuffle(texts)
+    names = ["edge-embed", *(name for name in options.peers.split(",") if name)]
+    peers = []
+    for name in names:
+        torch = name.startswith("sentence-transformers")
+        if torch and not options.checkpoint:
+            parser.error(f"{name} needs --checkpoint")
+        python = options.peer_python if torch else sys.executable
+        peers.append(Peer(name, python, options.checkpoint if torch else options.model, options.threads))
+    size = -(-len(texts) // options.chunks)
+    for start in range(0, len(texts), size):
+        for turn in range(len(peers)):
+            peers[(turn + start // size) % len(peers)].run(texts[start : start + size])
+        print(f"{min(start + size, len(texts))}/{len(texts)} sentences", file=sys.stderr)
+    for peer in peers:
+        peer.close()
+
+    ours = peers[0].seconds
+    print(f"CPU: {cpu_name_and_flags()[0]}, {options.threads} threads; {len(texts)} sentences; {options.model}")
+    print("| engine | sentences/s | edge-embed is faster by (total; median of chunks, range) | peak MB |")
+    print("|---|---|---|---|")
+    for peer in peers:
+        ratios = [theirs / mine for theirs, mine in zip(peer.seconds, ours, strict=True)]
+        print(
+            f"| {peer.name} | {len(texts) / sum(peer.seconds):.0f} | {sum(peer.seconds) / sum(ours):.2f}; "
+            f"{statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f} | {peer.peak_mb:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

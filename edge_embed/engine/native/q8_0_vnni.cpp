@@ -1,0 +1,320 @@
+// Q8_0 weights times float activations on x86 processors with VNNI (AVX-512 VNNI or AVX-VNNI), for ggml's CPU backend.
+//
+// Stock ggml repacks Q8_0 for AMX and for Arm, and multiplies it row by row on every other processor: five
+// instructions for each 32 products. Here the weights are interleaved when the model is loaded, so that one `vpdpbusd`
+// serves 16 (8) rows at once: about twelve instructions for 512 (256) products.
+//
+// How: `vpdpbusd` multiplies unsigned by signed bytes. Weights are stored with 128 added, which makes them unsigned;
+// activations stay signed. As (w + 128) a = w a + 128 a, the accumulator of a block starts at -128 times the sum of
+// its activations, which costs nothing. Activations are quantized as ggml does it: blocks of 32, scale max|x| / 127.
+//
+// The file is added to the ggml-cpu library by llama.cmake and hooks in as an "extra buffer type", at the place that
+// ggml-cpu.cpp reserves for the Arm library KleidiAI, which no x86 build has. AMX, where there is any, comes first.
+// A load with use_extra_bufts=false does without. On processors without VNNI there is nothing in it.
+
+#include "ggml-backend-impl.h"
+#include "ggml-cpu-impl.h"
+#include "ggml-cpu.h"
+#include "ggml-impl.h"
+#include "traits.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+// ggml-cpu.cpp asks for it by this name; see above.
+extern "C" ggml_backend_buffer_type_t ggml_backend_cpu_kleidiai_buffer_type(void);
+
+#if (defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__)) || \
+    (defined(__AVXVNNI__) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__))
+
+#include <immintrin.h>
+
+namespace {
+
+// The vector of the machine. EDGE_EMBED_Q8_0_YMM takes the narrow one on a machine that has both, for tests.
+#if defined(__AVX512VNNI__) && !defined(EDGE_EMBED_Q8_0_YMM)
+constexpr int ROWS = 16;  // rows of a group: one 32-bit lane each
+using ints = __m512i;
+using floats = __m512;
+inline ints set_ints(int32_t x) { return _mm512_set1_epi32(x); }
+inline ints load_ints(const void * p) { return _mm512_loadu_si512(p); }
+inline ints dot(ints sum, ints u, ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
+inline floats zero() { return _mm512_setzero_ps(); }
+inline floats load_halves(const uint16_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
+inline floats scale(floats x, float by) { return _mm512_mul_ps(x, _mm512_set1_ps(by)); }
+inline floats add_product(floats sum, ints x, floats by) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), by, sum); }
+inline void store(float * p, floats x) { _mm512_storeu_ps(p, x); }
+constexpr int TILE = 8;  // texts' tokens at a time: 8 + 8 accumulators of 32 registers
+#else
+constexpr int ROWS = 8;
+using ints = __m256i;
+using floats = __m256;
+inline ints set_ints(int32_t x) { return _mm256_set1_epi32(x); }
+inline ints load_ints(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
+#if defined(__AVXVNNI__)
+inline ints dot(ints sum, ints u, ints s) { return _mm256_dpbusd_avx_epi32(sum, u, s); }
+#else
+inline ints dot(ints sum, ints u, ints s) { return _mm256_dpbusd_epi32(sum, u, s); }
+#endif
+inline floats zero() { return _mm256_setzero_ps(); }
+inline floats load_halves(const uint16_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
+inline floats scale(floats x, float by) { return _mm256_mul_ps(x, _mm256_set1_ps(by)); }
+inline floats add_product(floats sum, ints x, floats by) { return _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), by, sum); }
+inline void store(float * p, floats x) { _mm256_storeu_ps(p, x); }
+constexpr int TILE = 4;  // 4 + 4 accumulators of 16 registers
+#endif
+
+constexpr int BLOCK = 32;  // values that share a scale, in Q8_0 and in the activations
+
+// The file's layout (ggml-common.h: block_q8_0).
+struct file_block {
+    uint16_t d;
+    int8_t qs[BLOCK];
+};
+
+// One block of each row of a group; as large as the file's blocks that it replaces.
+struct weight_block {
+    uint16_t d[ROWS];                    // half-precision scales
+    uint8_t qs[BLOCK / 4][ROWS][4];      // lane r of vector j: values 4j .. 4j+3 of row r, plus 128
+};
+
+struct activation_block {
+    float d;
+    int32_t start;  // -128 times the sum of qs
+    int8_t qs[BLOCK];
+};
+
+static_assert(sizeof(file_block) == 34, "as ggml packs it");
+static_assert(sizeof(weight_block) == ROWS * sizeof(file_block), "repacking keeps the size");
+static_assert(sizeof(activation_block) == 40, "no padding");
+
+void quantize(const float * x, activation_block * out, int64_t n_blocks) {
+    for (int64_t b = 0; b < n_blocks; b++, x += BLOCK, out++) {
+        __m256 v[4];
+        __m256 peak = _mm256_setzero_ps();
+        __m256 bad = _mm256_setzero_ps();
+        for (int i = 0; i < 4; i++) {
+            v[i] = _mm256_loadu_ps(x + 8 * i);
+            peak = _mm256_max_ps(peak, _mm256_andnot_ps(_mm256_set1_ps(-0.0f), v[i]));
+            bad = _mm256_or_ps(bad, _mm256_cmp_ps(v[i], v[i], _CMP_UNORD_Q));
+        }
+        __m128 m = _mm_max_ps(_mm256_castps256_ps128(peak), _mm256_extractf128_ps(peak, 1));
+        m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+        const float largest = _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+        if (_mm256_movemask_ps(bad) || !(largest < INFINITY)) {  // never hidden: the caller looks for it in the result
+            memset(out, 0, sizeof(*out));
+            out->d = NAN;
+            continue;
+        }
+        const float inverse = largest > 1e-30f ? 127.0f / largest : 0.0f;
+        out->d = largest / 127.0f;
+        __m256i q[4];
+        __m256i sum = _mm256_setzero_si256();
+        for (int i = 0; i < 4; i++) {
+            q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
+            sum = _mm256_add_epi32(sum, q[i]);
+        }
+        // 32 to 16 to 8 bits; the packs work within 128-bit halves, so the order is put right at the end
+        const __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+        _mm256_storeu_si256((__m256i *) out->qs,
+                            _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
+        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+        out->start = -128 * _mm_cvtsi128_si32(s);
+    }
+}
+
+// ROWS outputs of T tokens. `out` is strided by tokens.
+template <int T>
+void multiply(const weight_block * w, const activation_block * a, int64_t n_blocks, float * out, int64_t stride) {
+    floats total[T];
+    for (int t = 0; t < T; t++) {
+        total[t] = zero();
+    }
+    for (int64_t b = 0; b < n_blocks; b++) {
+        ints sum[T];
+        for (int t = 0; t < T; t++) {
+            sum[t] = set_ints(a[t * n_blocks + b].start);
+        }
+        for (int j = 0; j < BLOCK / 4; j++) {
+            const ints weights = load_ints(w[b].qs[j]);
+            for (int t = 0; t < T; t++) {
+                int32_t four;
+                memcpy(&four, a[t * n_blocks + b].qs + 4 * j, 4);
+                sum[t] = dot(sum[t], weights, set_ints(four));
+            }
+        }
+        const floats d = load_halves(w[b].d);
+        for (int t = 0; t < T; t++) {
+            total[t] = add_product(total[t], sum[t], scale(d, a[t * n_blocks + b].d));
+        }
+    }
+    for (int t = 0; t < T; t++) {
+        store(out + t * stride, total[t]);
+    }
+}
+
+bool fits(const ggml_tensor * weights) {
+    return weights->type == GGML_TYPE_Q8_0 && ggml_n_dims(weights) == 2 && weights->ne[0] % BLOCK == 0 &&
+           weights->ne[1] % ROWS == 0;
+}
+
+class traits : public ggml::cpu::tensor_traits {
+  public:
+    bool work_size(int, const ggml_tensor * op, size_t & size) override {
+        if (op->op != GGML_OP_MUL_MAT) {
+            return false;
+        }
+        size = ggml_nelements(op->src[1]) / BLOCK * sizeof(activation_block);
+        return true;
+    }
+
+    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
+        if (op->op != GGML_OP_MUL_MAT) {
+            return false;
+        }
+        const ggml_tensor * weights = op->src[0];
+        const ggml_tensor * x = op->src[1];
+        GGML_ASSERT(x->type == GGML_TYPE_F32 && x->nb[0] == sizeof(float) && op->nb[0] == sizeof(float));
+        const int64_t n_blocks = weights->ne[0] / BLOCK;
+        const int64_t n_tokens = x->ne[1] * x->ne[2] * x->ne[3];
+        auto * quantized = (activation_block *) params->wdata;
+        GGML_ASSERT(params->wsize >= n_tokens * n_blocks * sizeof(activation_block));
+
+        for (int64_t t = params->ith; t < n_tokens; t += params->nth) {
+            quantize((const float *) at(x, t), quantized + t * n_blocks, n_blocks);
+        }
+        // Groups of rows are handed out in chunks, several to a thread: a thread that the system holds up does fewer.
+        const int64_t n_groups = weights->ne[1] / ROWS;
+        const int64_t chunk = (n_groups + 4 * params->nth - 1) / (4 * params->nth);
+        if (params->ith == 0) {
+            ggml_threadpool_chunk_set(params->threadpool, params->nth);
+        }
+        ggml_barrier(params->threadpool);
+        const bool dense = op->ne[2] * op->ne[3] == 1;
+        for (int64_t c = params->ith; c * chunk < n_groups; c = ggml_threadpool_chunk_add(params->threadpool, 1)) {
+            const int64_t end = c * chunk + chunk < n_groups ? c * chunk + chunk : n_groups;
+            for (int64_t g = c * chunk; g < end; g++) {
+                const auto * w = (const weight_block *) weights->data + g * n_blocks;
+                int64_t t = 0;
+                if (dense) {
+                    const int64_t stride = op->nb[1] / sizeof(float);
+                    for (; t + TILE <= n_tokens; t += TILE) {
+                        multiply<TILE>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, stride);
+                    }
+                    for (; t + 2 <= n_tokens; t += 2) {
+                        multiply<2>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, stride);
+                    }
+                }
+                for (; t < n_tokens; t++) {
+                    multiply<1>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, 0);
+                }
+            }
+        }
+        return true;
+    }
+
+    static void repack(const ggml_tensor * tensor, const void * data) {
+        const int64_t n_blocks = tensor->ne[0] / BLOCK;
+        const auto * from = (const file_block *) data;
+        auto * to = (weight_block *) tensor->data;
+        for (int64_t g = 0; g < tensor->ne[1] / ROWS; g++) {
+            for (int64_t b = 0; b < n_blocks; b++, to++) {
+                for (int r = 0; r < ROWS; r++) {
+                    const file_block & block = from[(g * ROWS + r) * n_blocks + b];
+                    to->d[r] = block.d;
+                    for (int i = 0; i < BLOCK; i++) {
+                        to->qs[i / 4][r][i % 4] = (uint8_t) (block.qs[i] ^ 0x80);
+                    }
+                }
+            }
+        }
+    }
+
+  private:
+    // Row `t` of a tensor whose three outer axes are counted through.
+    static void * at(const ggml_tensor * x, int64_t t) {
+        const int64_t i1 = t % x->ne[1];
+        const int64_t i2 = t / x->ne[1] % x->ne[2];
+        const int64_t i3 = t / x->ne[1] / x->ne[2];
+        return (char *) x->data + i1 * x->nb[1] + i2 * x->nb[2] + i3 * x->nb[3];
+    }
+};
+
+ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
+    static traits instance;
+    tensor->extra = fits(tensor) ? &instance : nullptr;
+    return GGML_STATUS_SUCCESS;
+}
+
+void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
+    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && tensor->extra);
+    traits::repack(tensor, data);
+}
+
+ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
+    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
+    if (buffer) {
+        buffer->buft = type;
+        buffer->iface.init_tensor = init_tensor;
+        buffer->iface.set_tensor = set_tensor;
+        buffer->iface.get_tensor = nullptr;
+        buffer->iface.cpy_tensor = nullptr;
+    }
+    return buffer;
+}
+
+const char * get_name(ggml_backend_buffer_type_t) {
+    return "CPU_Q8_0_VNNI";
+}
+
+size_t get_alignment(ggml_backend_buffer_type_t) {
+    return 64;
+}
+
+class buffer_type : public ggml::cpu::extra_buffer_type {
+    static bool ours(const ggml_tensor * op) {
+        return op->op == GGML_OP_MUL_MAT && op->src[0]->buffer &&
+               op->src[0]->buffer->buft == ggml_backend_cpu_kleidiai_buffer_type();
+    }
+
+  public:
+    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
+        return ours(op) && fits(op->src[0]) && op->src[1]->type == GGML_TYPE_F32 &&
+               op->src[1]->nb[0] == sizeof(float) &&
+               (!op->src[1]->buffer || ggml_backend_buft_is_host(op->src[1]->buffer->buft));
+    }
+
+    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
+        return ours(op) ? (ggml::cpu::tensor_traits *) op->src[0]->extra : nullptr;
+    }
+};
+
+}  // namespace
+
+ggml_backend_buffer_type_t ggml_backend_cpu_kleidiai_buffer_type(void) {
+    static buffer_type context;
+    static ggml_backend_buffer_type type = {
+        /* .iface   = */ {
+            /* .get_name       = */ get_name,
+            /* .alloc_buffer   = */ alloc_buffer,
+            /* .get_alignment  = */ get_alignment,
+            /* .get_max_size   = */ nullptr,
+            /* .get_alloc_size = */ nullptr,
+            /* .is_host        = */ nullptr,
+        },
+        /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),
+        /* .context = */ &context,
+    };
+    return &type;
+}
+
+#else  // no VNNI
+
+ggml_backend_buffer_type_t ggml_backend_cpu_kleidiai_buffer_type(void) {
+    return nullptr;
+}
+
+#endif
