@@ -14,6 +14,7 @@ from typing import Any, Final, cast
 from edge_embed import keys
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
+from edge_embed.prompts import INSTRUCTION_SLOT
 from edge_embed.types import ModelInfo, Pooling
 
 # llama.h, enum llama_pooling_type
@@ -34,6 +35,17 @@ DECODERS: Final[dict[str, Pooling | None]] = {
     "gemma3": None,
     "smollm3": None,
 }
+
+# tokenizer.ggml.model that the engine's tokenizer (or tokenizer.py, for bert) runs without dying on some text.
+_TOKENIZERS: Final = ("bert", "gpt2", "llama")
+# tokenizer.ggml.pre whose words llama.cpp splits by hand-written code. The others go through std::regex, which recurses
+# once for each character: a run of some 20,000 overflows the stack and ends the process. Source: unicode.cpp,
+# unicode_regex_split_custom; llama-vocab.cpp, llm_tokenizer_bpe.
+_SOUND_PRE: Final = frozenset(
+    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 llama3 llama-v3 llama-bpe falcon3 lfm2 jina-v5-nano "
+    "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe modern-bert mpt olmo "
+    "smollm starcoder".split()
+)
 
 _MAX_LAYERS, _MAX_WIDTH, _MAX_CONTEXT = 1024, 1 << 20, 1 << 24
 
@@ -62,9 +74,12 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     n_ctx_train = read.count(f"{arch}.context_length", _MAX_CONTEXT)
     n_layer = read.count(f"{arch}.block_count", _MAX_LAYERS)
     n_vocab = _check_tensors(header, read, arch, n_embd, n_ctx_train)
+    _check_tokenizer(read)
     repairs: list[str] = []
     resolved, source = _pooling(read, arch, pooling)
     limit = min(read.count(keys.MAX_TOKENS, _MAX_CONTEXT, default=n_ctx_train), n_ctx_train)
+    if limit < 4:
+        raise ModelFileError(f"{read.path}: {keys.MAX_TOKENS} or context_length is {limit}: no room for text")
     if max_tokens is not None:
         if type(max_tokens) is not int or not 4 <= max_tokens <= n_ctx_train:
             raise InvalidOptionError(
@@ -88,9 +103,9 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
             key[len(keys.PROMPT) :]: read.text(key) for key in sorted(header.metadata) if key.startswith(keys.PROMPT)
         },
         default_prompt_name=read.text(keys.DEFAULT_PROMPT_NAME, "") or None,
-        instruction_template=read.text(keys.INSTRUCTION_TEMPLATE, "") or None,
+        instruction_template=_template(read),
         mrl_dimensions=tuple(sorted(d for d in read.integers(keys.MRL_DIMENSIONS) if 1 <= d <= n_embd)),
-        eds_token_id=_eds_token(read, n_vocab, repairs) if arch in DECODERS else None,
+        eds_token_id=_eds_token(read, n_vocab, repairs),
         unicode_normalization=_normalization(read, arch, repairs),
         types=dict(Counter(tensor.type_name for tensor in header.tensors.values()).most_common()),
         size_bytes=header.size_bytes,
@@ -126,6 +141,8 @@ def _pooling(read: _Metadata, arch: str, asked: Pooling | None) -> tuple[Pooling
 
 def _eds_token(read: _Metadata, n_vocab: int, repairs: list[str]) -> int | None:
     """The id that ends every text: design order [EDS], the recorded id, <|endoftext|>, else the file's own flags."""
+    if read.text("tokenizer.ggml.model") == "bert":
+        return None  # [SEP], see tokenizer.wordpiece
     tokens = read.tokens
     recorded = read.integer(keys.EDS_TOKEN_ID, default=-1)
     if recorded >= n_vocab:
@@ -144,6 +161,29 @@ def _eds_token(read: _Metadata, n_vocab: int, repairs: list[str]) -> int | None:
         said = f"appends token {appended}" if appended >= 0 else "appends no token"
         repairs.append(f"the file's flags say that the tokenizer {said}; {tokens[eds]!r} ({eds}) is appended instead")
     return eds
+
+
+def _template(read: _Metadata) -> str | None:
+    template = read.text(keys.INSTRUCTION_TEMPLATE, "") or None
+    if template is not None and INSTRUCTION_SLOT not in template:
+        raise ModelFileError(f"{read.path}: {keys.INSTRUCTION_TEMPLATE} has no {INSTRUCTION_SLOT}")
+    return template
+
+
+def _check_tokenizer(read: _Metadata) -> None:
+    """Refuse vocabularies on which llama.cpp's tokenizer ends the process for some texts."""
+    model, pre = read.text("tokenizer.ggml.model"), read.text("tokenizer.ggml.pre", "default")
+    if model not in _TOKENIZERS:
+        raise UnsupportedModelError(
+            f"{read.path}: the tokenizer {model!r} is not supported", hint=f"supported: {', '.join(_TOKENIZERS)}"
+        )
+    if model == "gpt2" and pre not in _SOUND_PRE:
+        raise UnsupportedModelError(
+            f"{read.path}: the pre-tokenizer {pre!r} is not supported",
+            hint=f"supported: {', '.join(sorted(_SOUND_PRE))}",
+        )
+    if model == "llama" and not {f"<0x{byte:02X}>" for byte in range(256)} <= set(read.tokens):
+        raise ModelFileError(f"{read.path}: the vocabulary lacks tokens for single bytes", hint="convert it again")
 
 
 def _normalization(read: _Metadata, arch: str, repairs: list[str]) -> str:

@@ -125,29 +125,36 @@ def wordpiece(info: ModelInfo, metadata: dict[str, Any]) -> Tokenizer:
 
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     kinds: list[int] = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    special = {i for i, kind in enumerate(kinds) if kind == _CONTROL}
-    vocab = {_original_form(token, i in special): i for i, token in enumerate(tokens)}
-    unknown = metadata.get("tokenizer.ggml.unknown_token_id", vocab.get("[UNK]", -1))
-    cls = metadata.get(
-        "tokenizer.ggml.cls_token_id", metadata.get("tokenizer.ggml.bos_token_id", vocab.get("[CLS]", -1))
-    )
-    sep = metadata.get("tokenizer.ggml.seperator_token_id", vocab.get("[SEP]", -1))
+    ids = {token: i for i, token in enumerate(tokens)}
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id", ids.get("[UNK]", -1))
+    cls = metadata.get("tokenizer.ggml.cls_token_id", metadata.get("tokenizer.ggml.bos_token_id", ids.get("[CLS]", -1)))
+    sep = metadata.get("tokenizer.ggml.seperator_token_id", ids.get("[SEP]", -1))
     if min(unknown, cls, sep) < 0:
         raise ModelFileError(f"{info.path}: the vocabulary has no [UNK], [CLS] or [SEP]")
+    # Files of early converters have no token types, and damaged ones have wrong ones.
+    special = {i for i, kind in enumerate(kinds) if kind == _CONTROL} | {unknown, cls, sep}
+    vocab = {_original_form(token, i in special): i for i, token in enumerate(tokens)}
     words = (token.removeprefix(_PHANTOM_SPACE) for i, token in enumerate(tokens) if i not in special)
     uncased = not any(word.lower() != word for word in words if word.isascii() and word[:1] != "[")
-    lowercase = metadata.get(keys.WORDPIECE_LOWERCASE, uncased)
+
+    def setting(key: str, default: Any) -> Any:
+        value = metadata.get(key, default)
+        if type(value) is not type(default) or (type(value) is int and value < 1):
+            raise ModelFileError(f"{info.path}: {key} is {value!r}, expected {type(default).__name__}")
+        return value
+
+    lowercase = setting(keys.WORDPIECE_LOWERCASE, uncased)
     backend = Backend(
         WordPiece(
             vocab,
             unk_token=tokens[unknown],
-            max_input_chars_per_word=metadata.get(keys.WORDPIECE_MAX_WORD_CHARS, 100),
+            max_input_chars_per_word=setting(keys.WORDPIECE_MAX_WORD_CHARS, 100),
         )
     )
     backend.normalizer = normalizers.BertNormalizer(
-        clean_text=metadata.get(keys.WORDPIECE_CLEAN_TEXT, True),
-        handle_chinese_chars=metadata.get(keys.WORDPIECE_CHINESE_CHARS, True),
-        strip_accents=metadata.get(keys.WORDPIECE_STRIP_ACCENTS, lowercase),
+        clean_text=setting(keys.WORDPIECE_CLEAN_TEXT, True),
+        handle_chinese_chars=setting(keys.WORDPIECE_CHINESE_CHARS, True),
+        strip_accents=setting(keys.WORDPIECE_STRIP_ACCENTS, lowercase),
         lowercase=lowercase,
     )
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

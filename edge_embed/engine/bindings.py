@@ -171,7 +171,7 @@ def _load_ggml(folder: Path) -> ctypes.CDLL:
 
 
 # The library's last complaints, for the messages of our own errors. It logs from any thread.
-_complaints: deque[str] = deque(maxlen=8)
+_complaints: deque[tuple[int, str]] = deque(maxlen=32)
 _lock = threading.Lock()
 _callbacks: list[Any] = []  # a ctypes callback must outlive the library's use of it
 
@@ -180,15 +180,18 @@ def _capture_log(c: Any) -> None:
     def log(level: int, text: bytes, _: Any) -> None:
         if level >= 3:  # GGML_LOG_LEVEL_WARN
             with _lock:
-                _complaints.append(text.decode("utf-8", "replace").strip())
+                _complaints.append((level, text.decode("utf-8", "replace").strip()))
 
     _callbacks.append(c.llama_log_callback(log))
     c.llama_log_set(_callbacks[-1], None)
 
 
 def last_complaint() -> str:
-    """The library's last error or warning since the previous call, or an empty string."""
+    """The library's first error since the previous call, else its last warning, or an empty string.
+
+    The first error is the cause; those behind it only say that loading has failed.
+    """
     with _lock:
-        text = _complaints[-1] if _complaints else ""
+        texts = [text for level, text in _complaints if level == 4] or [text for _, text in _complaints][-1:]  # ERROR
         _complaints.clear()
-    return text
+    return texts[0] if texts else ""

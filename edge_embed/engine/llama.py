@@ -19,7 +19,7 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
@@ -31,8 +31,8 @@ from edge_embed.engine.devices import default_threads
 from edge_embed.errors import (
     ComputeError,
     EngineClosedError,
-    EngineError,
     EngineMemoryError,
+    EngineUnavailableError,
     InvalidOptionError,
     ModelFileError,
 )
@@ -139,27 +139,23 @@ class LlamaEngine:
     def tokenize(self, text: str) -> list[int]:
         """Token ids by the library's own tokenizer, none added; special-token text in it is recognized."""
         raw = text.encode()
-        c, vocab = self._lib.c, self._vocab()
-        size = len(raw) + 2
-        while True:
-            ids = (ctypes.c_int32 * size)()
-            n = c.llama_tokenize(vocab, raw, len(raw), ids, size, False, True)
-            if n >= 0:
-                return ids[:n]
-            if n == -(1 << 31):
-                raise InvalidOptionError("the text is too long to be tokenized", hint="split it")
-            size = -n
+        c, size = self._lib.c, len(raw) + 2
+        with self._owner.borrowed():  # on the caller's thread: tokenizing only reads the model
+            vocab = c.llama_model_get_vocab(self._handles.model)
+            while True:
+                ids = (ctypes.c_int32 * size)()
+                n = c.llama_tokenize(vocab, raw, len(raw), ids, size, False, True)
+                if n >= 0:
+                    return ids[:n]
+                if n == -(1 << 31):
+                    raise InvalidOptionError("the text is too long to be tokenized", hint="split it")
+                size = -n
 
     def close(self) -> None:
         """Free the model. Calls under way finish first; later ones raise EngineClosedError."""
         self._finalizer()
 
     # Everything below runs on the owning thread, except the checks.
-
-    def _vocab(self) -> Any:
-        if not self._finalizer.alive:
-            raise EngineClosedError("the engine is closed", hint="make a new Embedder")
-        return self._lib.c.llama_model_get_vocab(self._handles.model)
 
     def _load(self, use_extra_bufts: bool, gpu_layers: int | None) -> None:
         c = self._lib.c
@@ -368,29 +364,58 @@ class _Owner:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-embed-engine")
+        self._thread = self._pool.submit(threading.get_ident).result()
         self._pid = os.getpid()
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
+        self._borrowers = 0
         self.closed = False
 
     def call(self, work: Callable[[], T]) -> T:
-        if os.getpid() != self._pid:
-            raise EngineError(
-                "the engine belongs to another process",
-                hint="make the Embedder after forking, one in each process",
-            )
+        self._check_process()
         with self._lock:
-            if self.closed:
-                raise EngineClosedError("the engine is closed", hint="make a new Embedder")
+            self._check_open()
             future: Future[T] = self._pool.submit(work)
         return future.result()
 
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """The model stays in memory inside the block, for reading it on any thread."""
+        self._check_process()
+        with self._lock:
+            self._check_open()
+            self._borrowers += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._borrowers -= 1
+                self._lock.notify_all()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._pid:
+            raise EngineUnavailableError(
+                "the engine belongs to another process",
+                hint="make the Embedder after forking, one in each process",
+            )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise EngineClosedError("the engine is closed", hint="make a new Embedder")
+
     def close(self, last: Callable[[], None]) -> None:
+        if os.getpid() != self._pid:
+            return  # a forked child: the parent owns the memory, and perhaps held the lock when it forked
         with self._lock:
             if self.closed:
                 return
             self.closed = True
-            if os.getpid() != self._pid:
-                return  # a forked child: the parent owns the memory
+            self._lock.wait_for(lambda: self._borrowers == 0)
+            if (
+                threading.get_ident() == self._thread
+            ):  # a finished call held the last reference: it cannot wait for itself
+                last()
+                self._pool.shutdown(wait=False)
+                return
             future = None
             with contextlib.suppress(RuntimeError):  # the interpreter is ending and its pools are shut: free from here
                 future = self._pool.submit(last)

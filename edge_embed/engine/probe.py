@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_embed.engine.devices import cpu_name_and_flags
-from edge_embed.errors import EngineError, ModelFileError
+from edge_embed.errors import EngineUnavailableError, ModelFileError
 from edge_embed.paths import cache_dir
 from edge_embed.types import ModelInfo
 
@@ -69,7 +69,7 @@ def probe(info: ModelInfo, library: Path, *, run: RunChild | None = None) -> Pro
 
     Raises:
         ModelFileError: the library dies on the file, or refuses it, whatever the settings.
-        EngineError: the child could not be started.
+        EngineUnavailableError: the child could not be started.
     """
     key = cache_key(info, library)
     cache = _read_cache()
@@ -172,7 +172,7 @@ def run_child(info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
     except subprocess.TimeoutExpired:
         return ChildResult(True, f"no answer within {timeout:.0f} s")
     except OSError as error:
-        raise EngineError(
+        raise EngineUnavailableError(
             f"no child process could be started to try the model: {error}",
             hint="the engine tries each new model in a child process: allow it to start one",
         ) from error
