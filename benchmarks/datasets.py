@@ -20,9 +20,7 @@ def stsb(data: Path) -> tuple[list[str], list[str], list[float]]:
 
 def beir(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, dict[str, int]]]:
     """A BEIR set: documents (title and text joined by a space), queries, and query -> document -> relevance."""
-    documents = {
-        row["_id"]: f"{row.get('title', '')} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")
-    }
+    documents = {row["_id"]: f"{row.get('title', '')} {row['text']}".strip() for row in _jsonl(folder / "corpus.jsonl")}
     queries = {row["_id"]: row["text"] for row in _jsonl(folder / "queries.jsonl")}
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
     for line in (folder / "qrels.tsv").read_text(encoding="utf-8").splitlines()[1:]:

@@ -98,6 +98,7 @@ def convert(
     output: Path | str | None = None,
     *,
     ftype: str = "q8_0",
+    overrides: Sequence[tuple[str, str]] = (),
     name: str | None = None,
     license: str | None = None,  # noqa: A002 - the field's word, and what the metadata calls it
     repository: str | None = None,
@@ -114,6 +115,8 @@ def convert(
         output: file to write, or a folder for it; ``<name>-<TYPE>.gguf`` in the working directory by default.
             An existing file is replaced, and only by a whole one.
         ftype: f32, f16, bf16, q8_0, q6_k, q5_k_m, q5_k_s, q4_k_m, q4_k_s, q4_0 or q3_k_m, in any case.
+        overrides: pairs of a regular expression and a type (``("attn_v", "f16")``): matrices whose GGUF name it is
+            found in get that type instead; the first that matches counts.
         name: ``general.name``; the folder's name by default.
         license: ``general.license``, an SPDX identifier.
         repository: where the weights come from, ``organization/model``.
@@ -135,7 +138,7 @@ def convert(
     """
     started = time.perf_counter()
     folder = Path(source)
-    recipe = recipe_named(ftype)
+    recipe = recipe_named(ftype, overrides)
     if threads < 1:
         raise InvalidOptionError(f"threads is {threads}, expected 1 or more")
     modules = read_modules(folder)
@@ -255,7 +258,7 @@ def _provenance(
         for tensor, kind in zip(planned, types, strict=True)
         if kind.why
     ]
-    entries = [text(keys.RECIPE, recipe.name), text(keys.SOURCE_SHA256, source_sha256)]
+    entries = [text(keys.RECIPE, recipe.label), text(keys.SOURCE_SHA256, source_sha256)]
     if fallbacks:
         entries.append(texts(keys.FALLBACKS, fallbacks))
     if repository:
@@ -293,7 +296,7 @@ def _report(
         path=path,
         architecture=architecture,
         name=title,
-        ftype=recipe.name,
+        ftype=recipe.label,
         tensors=tensors,
         skipped=skipped,
         notes=settings.notes + vocabulary.notes,

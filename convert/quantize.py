@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, LlamaFileType
@@ -27,6 +27,7 @@ F16_MAX = 65504.0
 CHUNK_VALUES = 2**20  # values per job: 4 MiB of float32, small against a model and large against a call's cost
 NEVER_QUANTIZED = ("position_embd.weight", "token_types.weight")  # small, and llama.cpp adds them in float32
 
+_OVERRIDE_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K")
 _FALLBACK = {Kind.Q3_K: Kind.Q4_0, Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}
 
 
@@ -42,12 +43,20 @@ class Recipe:
             with tied embeddings and gives them Q6_K beside every smaller type. So does this table, and for
             untied models too: a row is looked up, never multiplied, so the extra bits cost no time, and their
             error would enter every layer.
+        overrides: a regular expression, searched for in a tensor's name, and the type that such a matrix gets
+            instead; the first that matches counts.
     """
 
     name: str
     default: Kind
     file_type: LlamaFileType
     token_embd: Kind
+    overrides: tuple[tuple[str, Kind], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What was asked for, e.g. ``q8_0`` or ``q8_0 attn_v=f16``."""
+        return " ".join([self.name, *(f"{pattern}={kind.name.lower()}" for pattern, kind in self.overrides)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +86,26 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
-def recipe_named(name: str) -> Recipe:
-    """The recipe of that name in any case; InvalidOptionError lists the names where there is none."""
+def recipe_named(name: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """The recipe of that name in any case, with other types for some tensors.
+
+    Raises:
+        InvalidOptionError: an unknown type, or a pattern that is no regular expression.
+    """
     recipe = RECIPES.get(name.lower())
     if recipe is None:
         raise InvalidOptionError(f"unknown type {name!r}", hint=f"one of: {', '.join(RECIPES)}")
-    return recipe
+    checked = []
+    for pattern, kind in overrides:
+        if kind.upper() not in _OVERRIDE_KINDS:
+            known = ", ".join(kind.lower() for kind in _OVERRIDE_KINDS)
+            raise InvalidOptionError(f"unknown tensor type {kind!r} for {pattern!r}", hint=f"one of: {known}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InvalidOptionError(f"{pattern!r} is not a regular expression: {error}") from None
+        checked.append((pattern, Kind[kind.upper()]))
+    return replace(recipe, overrides=tuple(checked))
 
 
 def tensor_type(recipe: Recipe, name: str, shape: tuple[int, ...], n_layer: int) -> TensorType:
@@ -90,6 +113,7 @@ def tensor_type(recipe: Recipe, name: str, shape: tuple[int, ...], n_layer: int)
     if len(shape) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight") or name in NEVER_QUANTIZED:
         return TensorType(Kind.F32, Kind.F32)
     asked = recipe.token_embd if name == "token_embd.weight" else _mixed(recipe, name, n_layer)
+    asked = next((kind for pattern, kind in recipe.overrides if re.search(pattern, name)), asked)
     block = GGML_QUANT_SIZES[asked][0]
     if shape[-1] % block == 0:
         return TensorType(asked, asked)

@@ -22,6 +22,14 @@ MOST_SKIPPED = 12  # shown one by one; where there are more, they are alike
 MILLION = 10**6
 
 
+def pair(value: str) -> tuple[str, str]:
+    """``REGEX=TYPE`` in two."""
+    pattern, found, kind = value.rpartition("=")
+    if not found or not pattern:
+        raise click.BadParameter(f"{value!r} is not REGEX=TYPE")
+    return pattern, kind
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -40,6 +48,14 @@ Examples:
     show_default=True,
     help="What weights are stored as; fewer bits are smaller and less exact.",
 )
+@click.option(
+    "--tensor-type",
+    "overrides",
+    metavar="REGEX=TYPE",
+    multiple=True,
+    callback=lambda _ctx, _param, values: [pair(value) for value in values],
+    help="Another type for the matrices whose name matches, e.g. attn_v=f16; repeat it, the first match counts.",
+)
 @click.option("--name", help="The model's name in the file; the folder's name by default.")
 @click.option("--license", "license_id", metavar="SPDX", help="Licence of the weights, recorded in the file.")
 @click.option("--repository", metavar="ORG/MODEL", help="Where the weights come from, recorded in the file.")
@@ -56,6 +72,7 @@ def convert(
     folder: Path,
     output: Path | None,
     ftype: str,
+    overrides: list[tuple[str, str]],
     name: str | None,
     license_id: str | None,
     repository: str | None,
@@ -90,6 +107,7 @@ def convert(
             folder,
             output,
             ftype=ftype,
+            overrides=overrides,
             name=name,
             license=license_id,
             repository=repository,

@@ -47,7 +47,7 @@ _ROW: Final = 256  # llama.cpp rounds a context up to this many cells
 
 # Tokens of a batch. Attention pays for pairs of tokens of different texts, so more is slower for encoders (measured:
 # 192 to 256 is best for MiniLM), while a causal model of billions of weights wants its weights read less often.
-_BATCH_ENCODER, _BATCH_CAUSAL = 256, 512
+_BATCH_ENCODER, _BATCH_CAUSAL = 192, 512
 # Most texts of a batch. llama.cpp sizes its output buffer as this times the vocabulary, even if it is never used:
 # 64 rows of a 151,936-token vocabulary are 39 MB. Its own ceiling is 256.
 _SEQ_MAX = 64
