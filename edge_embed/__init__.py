@@ -6,10 +6,16 @@ Importing this package loads no native library; the engine is loaded on first us
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = ["EdgeEmbedError", "EmbedResult", "Embedder", "Usage", "__version__"]
+
+# In a checkout, convert/ and models/ lie beside this folder and not in it (an installed package has them inside).
+# Python prefers the folder that it is started in, so without this line it would find half a package there.
+if not os.path.isdir(os.path.join(__path__[0], "convert")):  # noqa: PTH112, PTH118 - pathlib would cost import time
+    __path__.append(os.path.dirname(__path__[0]))  # noqa: PTH120
 
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder

@@ -132,7 +132,7 @@ class Embedder:
         prompt_name: str | None = None,
         instruction: str | None = None,
         truncate_dim: int | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         precision: Precision = "float32",
         truncate: Truncate = "right",
         max_tokens: int | None = None,
@@ -146,7 +146,8 @@ class Embedder:
             prompt_name: name of one of the model's prompts, instead.
             instruction: a task description for a model that takes them, instead.
             truncate_dim: values kept of each vector, 1 to the model's size.
-            normalize: make each vector unit length (after the cut).
+            normalize: make each vector unit length (after the cut); by default as the original model does, which
+                for a file that does not say is yes.
             precision: ``float32 float16 int8 uint8 binary ubinary``; see ``postprocess.finish``.
             truncate: what happens to a text above the limit: ``right`` drops its end, ``left`` its beginning,
                 ``error`` refuses. Special tokens are always kept.
@@ -172,6 +173,8 @@ class Embedder:
         encodings, positions = self._encode_once(texts, prefix, truncate, max_tokens)
         raw = self._run(encodings, show_progress_bar)
         guilty = np.flatnonzero(~np.isfinite(raw).all(axis=1))
+        if normalize is None:
+            normalize = self.info.normalize
         finished = postprocess.finish(raw, dim=dim, normalize=normalize, precision=precision)
         result = _result(finished[positions], encodings, positions)
         if len(guilty):
@@ -186,7 +189,7 @@ class Embedder:
         *,
         instruction: str | None = None,
         truncate_dim: int | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         precision: Precision = "float32",
         truncate: Truncate = "right",
         max_tokens: int | None = None,
@@ -216,7 +219,7 @@ class Embedder:
         *,
         instruction: str | None = None,
         truncate_dim: int | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         precision: Precision = "float32",
         truncate: Truncate = "right",
         max_tokens: int | None = None,
@@ -245,7 +248,7 @@ class Embedder:
         prompt: str | None = None,
         *,
         truncate_dim: int | None = None,
-        normalize: bool = True,
+        normalize: bool | None = None,
         precision: Precision = "float32",
         truncate: Truncate = "right",
         max_tokens: int | None = None,

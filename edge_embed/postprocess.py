@@ -11,6 +11,9 @@ from edge_embed.errors import InvalidDimensionError, InvalidOptionError
 from edge_embed.types import PRECISIONS, AnyArray, Float32Array, Precision
 
 
+_FLOAT16_MAX = 65504.0
+
+
 def check_dim(truncate_dim: int | None, n_embd: int, precision: Precision = "float32") -> int:
     """The width to cut to: ``truncate_dim`` if it is given and possible, else the model's own.
 
@@ -48,6 +51,9 @@ def finish(vectors: Float32Array, *, dim: int, normalize: bool, precision: Preci
 
     Returns:
         ``[n, dim]``, or ``[n, dim // 8]`` for packed bits.
+
+    Raises:
+        InvalidOptionError: float16 of vectors that were not normalized and are too large for it.
     """
     result = vectors[:, :dim]
     if normalize:
@@ -58,6 +64,10 @@ def finish(vectors: Float32Array, *, dim: int, normalize: bool, precision: Preci
     if precision == "float32":
         return result
     if precision == "float16":
+        if np.abs(result).max(initial=0.0, where=np.isfinite(result)) > _FLOAT16_MAX:
+            raise InvalidOptionError(
+                "values beyond 65504 do not fit into float16", hint="normalize the vectors, or choose float32"
+            )
         return result.astype(np.float16)
     if precision in ("int8", "uint8"):
         result = np.nan_to_num(result)
@@ -72,7 +82,7 @@ def similarity(a: AnyArray, b: AnyArray) -> Float32Array:
     """Cosine of each row of ``a`` with each row of ``b``.
 
     Args:
-        a: float or integer ``[n, d]`` (or ``[d]``), unit length or not.
+        a: float32, float16 or int8 ``[n, d]`` (or ``[d]``), unit length or not. Not packed bits.
         b: ``[m, d]`` (or ``[d]``).
 
     Returns:
@@ -80,7 +90,13 @@ def similarity(a: AnyArray, b: AnyArray) -> Float32Array:
 
     Raises:
         InvalidDimensionError: the widths differ, or not one or two axes.
+        InvalidOptionError: uint8 vectors, whose zero is not where a cosine expects it.
     """
+    if np.uint8 in (np.asarray(a).dtype, np.asarray(b).dtype):
+        raise InvalidOptionError(
+            "uint8 vectors have no cosine as they are",
+            hint="uint8: subtract 128 first; ubinary: compare by Hamming distance",
+        )
     left, right = (np.atleast_2d(np.asarray(x, dtype=np.float32)) for x in (a, b))
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
         raise InvalidDimensionError(

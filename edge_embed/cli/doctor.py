@@ -180,7 +180,7 @@ def _probe(info: ModelInfo, fresh: bool) -> tuple[Check]:
     how = "known from an earlier start" if known else "tried in a child process"
     if result.use_extra_bufts:
         return (Check("probe", "ok", f"the model runs with all kernels ({how})"),)
-    hint = str(caught[-1].message).rpartition("To mend it, ")[2] if caught else REBUILD
+    hint = str(caught[-1].message) if caught else REBUILD
     return (Check("probe", "slow", f"the fastest kernels crash ({result.reason}); it runs without them ({how})", hint),)
 
 

@@ -98,12 +98,10 @@ def _try(info: ModelInfo, run: RunChild) -> ProbeResult:
 
 
 def _warn(reason: str) -> None:
-    header = Path(__file__).with_name("sound_amx.h")
     warnings.warn(
-        "llama.cpp's fastest kernels for this CPU crash in the installed build "
-        f"({reason}), so slower ones are used; gcc 12 miscompiles its AMX code. To mend it, build llama-cpp-python again: "
-        f"CMAKE_ARGS='-DCMAKE_CXX_FLAGS=-include{header}' pip install --force-reinstall --no-cache-dir --no-deps "
-        "--no-binary llama-cpp-python llama-cpp-python",
+        f"llama.cpp's fastest kernels for this CPU crash in the installed build ({reason}), so slower ones are used. "
+        "gcc 12 miscompiles its AMX code; a build that mends it takes a few minutes: "
+        f"{Path(sys.executable).name} -m edge_embed.engine.build",
         SlowEngineWarning,
         stacklevel=4,
     )

@@ -26,6 +26,7 @@ FEATURES: Final[dict[str, tuple[str, str]]] = {
     "i8mm": ("INT8 matrix", "MATMUL_INT8"),
     "sve": ("SVE", "SVE"),
 }
+OWN_KERNEL: Final = "VNNI_Q8_0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +101,14 @@ def library() -> LibraryReport:
     info: str = lib.c.llama_print_system_info().decode("utf-8", "replace").strip(" |\n")
     compiled = compiled_features(info)
     present = set(cpu_name_and_flags()[1].split())
+    unused = [name for flag, (name, entry) in FEATURES.items() if flag in present and entry not in compiled]
+    if present & {"avx512_vnni", "avx_vnni"} and OWN_KERNEL not in compiled:
+        unused.append("VNNI for Q8_0")
     return LibraryReport(
         version=lib.version,
         library=lib.library,
         system_info=info,
-        unused=tuple(name for flag, (name, entry) in FEATURES.items() if flag in present and entry not in compiled),
+        unused=tuple(unused),
         gpu_offload=bool(lib.c.llama_supports_gpu_offload()),
     )
 
@@ -112,7 +116,10 @@ def library() -> LibraryReport:
 def compiled_features(system_info: str) -> set[str]:
     """Names that llama.cpp's system info, ``CPU : AVX2 = 1 | FMA = 1 | ...``, gives a value other than 0."""
     entries = (entry.rpartition(":")[2].partition("=") for entry in system_info.split("|"))
-    return {name.strip() for name, _, value in entries if value.strip() not in ("", "0")}
+    names = {name.strip() for name, _, value in entries if value.strip() not in ("", "0")}
+    if "SSE3" in names and "KLEIDIAI" in names:  # an Arm library's hook, which our x86 kernel uses: native/q8_0_vnni.cpp
+        names = names - {"KLEIDIAI"} | {OWN_KERNEL}
+    return names
 
 
 def _memory() -> tuple[int | None, int | None]:
