@@ -2,6 +2,9 @@
 
     python -m benchmarks.speed --data DIR --checkpoint DIR --peer-python PYTHON
 
+``llama-cpp-python`` runs on the same library as edge-embed, so its row shows what packing is worth;
+``llama-cpp-python-stock`` (``--stock-python``) is what ``pip install llama-cpp-python`` gives.
+
 Every peer runs in a process of its own. The sentences of STS-B (test) are shuffled and cut into chunks, and each chunk
 goes to every peer in turn before the next, so that a noisy neighbour disturbs all of them alike. Figures are ratios.
 """
@@ -15,6 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from benchmarks.datasets import stsb
@@ -22,6 +26,7 @@ from edge_embed.catalogue import resolve
 from edge_embed.engine.devices import cpu_name_and_flags, default_threads
 
 _HERE = Path(__file__).parent
+SETTLE = 0.3  # seconds between peers: the last one's threads still spin for a moment
 
 
 class Peer:
@@ -67,25 +72,31 @@ def main() -> None:
     parser.add_argument("--model", default=str(resolve(None)), help="the GGUF that both llama.cpp peers run")
     parser.add_argument("--checkpoint", help="the original checkpoint, for sentence-transformers")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has sentence-transformers")
+    parser.add_argument("--stock-python", help="interpreter with llama-cpp-python as plain pip builds it; one more row")
     parser.add_argument("--peers", default="llama-cpp-python,sentence-transformers-f32,sentence-transformers-bf16")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--chunks", type=int, default=12)
+    parser.add_argument("--chunks", type=int, default=4)
     options = parser.parse_args()
 
     first, second, _ = stsb(options.data)
     texts = [*first, *second]
     random.Random(0).shuffle(texts)
     names = ["edge-embed", *(name for name in options.peers.split(",") if name)]
+    if options.stock_python:
+        names.append("llama-cpp-python-stock")
     peers = []
     for name in names:
         torch = name.startswith("sentence-transformers")
         if torch and not options.checkpoint:
             parser.error(f"{name} needs --checkpoint")
         python = options.peer_python if torch else sys.executable
+        if name == "llama-cpp-python-stock":
+            python = options.stock_python
         peers.append(Peer(name, python, options.checkpoint if torch else options.model, options.threads))
     size = -(-len(texts) // options.chunks)
     for start in range(0, len(texts), size):
         for turn in range(len(peers)):
+            time.sleep(SETTLE)
             peers[(turn + start // size) % len(peers)].run(texts[start : start + size])
         print(f"{min(start + size, len(texts))}/{len(texts)} sentences", file=sys.stderr)
     for peer in peers:

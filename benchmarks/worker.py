@@ -42,6 +42,7 @@ def sentence_transformers(model: str, threads: int, dtype: str = "float32") -> C
 PEERS: dict[str, Callable[[str, int], Callable[[list[str]], Any]]] = {
     "edge-embed": edge_embed,
     "llama-cpp-python": llama_cpp_python,
+    "llama-cpp-python-stock": llama_cpp_python,
     "sentence-transformers-f32": sentence_transformers,
     "sentence-transformers-bf16": lambda model, threads: sentence_transformers(model, threads, "bfloat16"),
 }

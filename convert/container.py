@@ -68,8 +68,8 @@ class GGUFOutput:
             OutputFileError: no such folder, no permission, not enough room.
         """
         with _as_output_error(self.path):
-            if self.path.is_dir():
-                raise OutputFileError(f"{self.path} is a folder")
+            if self.path.exists() and not self.path.is_file():
+                raise OutputFileError(f"{self.path} is not a file")
             needed = sum(padded(t.nbytes) for t in self._tensors)
             free = shutil.disk_usage(self.path.parent).free
             if needed > free:

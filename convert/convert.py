@@ -8,6 +8,8 @@ written (the default name is the folder's).
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,6 @@ from edge_embed.types import Pooling
 from . import ggml
 from .architectures import family_of
 from .architectures.family import (
-    Hyper,
     KeyValue,
     PlannedTensor,
     SkippedTensor,
@@ -31,9 +32,9 @@ from .architectures.family import (
     texts,
     uint,
 )
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, is_encodable
 from .container import GGUFOutput, TensorInfo
-from .modules import Settings, check_dimensions, read_modules, read_settings
+from .modules import Settings, are_dimensions, read_modules, read_settings
 from .quantize import Recipe, TensorType, chunks, encode_rows, in_order, recipe_named, tensor_bytes, tensor_type
 from .vocab import Vocabulary, read_vocabulary
 
@@ -141,6 +142,8 @@ def convert(
     recipe = recipe_named(ftype, overrides)
     if threads < 1:
         raise InvalidOptionError(f"threads is {threads}, expected 1 or more")
+    title = name or folder.resolve().name
+    _check_texts(name=title, license=license, repository=repository, revision=revision)
     modules = read_modules(folder)
     with Checkpoint(modules.transformer) as checkpoint:
         family = family_of(checkpoint.config)
@@ -161,14 +164,15 @@ def convert(
         for kind in sorted({t.got for t in types if t.got.name.startswith("Q")}):
             ggml.prepare(kind)  # a missing library is found before anything is written
 
-        title = name or folder.resolve().name
-        dimensions = check_dimensions(tuple(mrl_dimensions), hyper.n_embd, "mrl_dimensions")
+        if not are_dimensions(list(mrl_dimensions), hyper.n_embd):
+            raise InvalidOptionError(f"mrl_dimensions {mrl_dimensions!r} are not integers from 1 to {hyper.n_embd}")
+        dimensions = tuple(sorted(set(mrl_dimensions))) or settings.mrl_dimensions
         key_values = [
             *_general(recipe, title, license),
             *hyper.key_values,
             uint(f"{family.arch}.pooling_type", _POOLING_TYPES[settings.pooling]),
             *vocabulary.key_values,
-            *_own(settings, dimensions or settings.mrl_dimensions),
+            *_own(settings, dimensions),
             *_provenance(recipe, planned, types, checkpoint.sha256(), repository, revision),
         ]
         infos = [
@@ -178,7 +182,7 @@ def convert(
         path = _output_path(output, f"{title}-{recipe.name.upper()}.gguf".replace("/", "-"))
         with GGUFOutput(path, family.arch, key_values, infos) as file:
             _write_tensors(file, checkpoint, planned, types, threads, progress)
-    return _report(path, family.arch, title, recipe, hyper, infos, types, skipped, settings, vocabulary, file, started)
+    return _report(path, family.arch, title, recipe, infos, types, skipped, settings, vocabulary, file, started)
 
 
 def _write_tensors(
@@ -198,7 +202,8 @@ def _write_tensors(
 
     def encode(index: int, first: int, count: int) -> bytes:
         ref = planned[index].ref
-        return encode_rows(checkpoint.read_rows(ref, first, count), types[index].got, ref.name)
+        rows = checkpoint.read_rows(ref, first, count)
+        return encode_rows(rows, types[index].got, f"{ref.file}: tensor {ref.name!r}")
 
     def jobs() -> Iterator[Callable[[], bytes]]:
         for step in steps:
@@ -206,15 +211,16 @@ def _write_tensors(
 
     total = sum(t.ref.n_rows * t.ref.n_cols for t in planned)
     done = 0
-    results = in_order(jobs(), threads)
-    for (index, first, count), data in zip(steps, results, strict=True):
-        tensor = planned[index]
-        file.write(data)
-        if first + count == tensor.ref.n_rows:
-            file.pad()
-        done += count * tensor.ref.n_cols
-        if progress is not None:
-            progress(done, total, tensor.name)
+    # Closed here and not when it is collected: after an error no thread may read on from files that are closed.
+    with contextlib.closing(in_order(jobs(), threads)) as results:
+        for (index, first, count), data in zip(steps, results, strict=True):
+            tensor = planned[index]
+            file.write(data)
+            if first + count == tensor.ref.n_rows:
+                file.pad()
+            done += count * tensor.ref.n_cols
+            if progress is not None:
+                progress(done, total, tensor.name)
 
 
 def _general(recipe: Recipe, title: str, license_id: str | None) -> list[KeyValue]:
@@ -268,6 +274,13 @@ def _provenance(
     return entries
 
 
+def _check_texts(**options: str | None) -> None:
+    """Refuse what UTF-8 cannot carry (a folder's undecodable name, too) and what C would end early."""
+    for option, value in options.items():
+        if value is not None and ("\0" in value or not is_encodable(value)):
+            raise InvalidOptionError(f"{option} {value!r} holds a character that a GGUF cannot")
+
+
 def _output_path(output: Path | str | None, default_name: str) -> Path:
     path = Path.cwd() if output is None else Path(output)
     return path / default_name if path.is_dir() else path
@@ -278,7 +291,6 @@ def _report(
     architecture: str,
     title: str,
     recipe: Recipe,
-    hyper: Hyper,
     infos: Sequence[TensorInfo],
     types: Sequence[TensorType],
     skipped: tuple[SkippedTensor, ...],
@@ -291,7 +303,7 @@ def _report(
         TensorReport(info.name, info.shape, kind.asked.name, kind.got.name, kind.why, info.nbytes)
         for info, kind in zip(infos, types, strict=True)
     )
-    n_parameters = sum(_count(t.shape) for t in tensors)
+    n_parameters = sum(math.prod(t.shape) for t in tensors)
     return ConversionReport(
         path=path,
         architecture=architecture,
@@ -306,10 +318,3 @@ def _report(
         sha256=file.sha256(),
         seconds=time.perf_counter() - started,
     )
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result

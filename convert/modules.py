@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from edge_embed.errors import CheckpointError, InvalidOptionError, UnsupportedCheckpointError
 from edge_embed.types import Pooling
@@ -95,7 +95,7 @@ def read_modules(folder: Path) -> Modules:
         short_kind = kind.rpartition(".")[2]
         if not kind.startswith("sentence_transformers.") or short_kind not in ("Transformer", "Pooling", "Normalize"):
             raise UnsupportedCheckpointError(
-                f"modules.json: module {kind!r} is not converted, and without it the vectors would differ"
+                f"modules.json: module {short(kind)} is not converted, and without it the vectors would differ"
             )
         kinds.append(short_kind)
         paths.append(path)
@@ -144,7 +144,7 @@ def read_settings(
     )
     kind = whole.string("model_type", default="SentenceTransformer")
     if kind != "SentenceTransformer":
-        raise UnsupportedCheckpointError(f"{whole.file}: model_type is {kind}, expected SentenceTransformer")
+        raise UnsupportedCheckpointError(f"{whole.file}: model_type is {short(kind)}, expected SentenceTransformer")
     prompts = _prompts(whole)
     default_name = whole.string("default_prompt_name") if whole.has("default_prompt_name") else None
     if default_name is not None and default_name not in prompts:
@@ -178,9 +178,9 @@ def pooling_mode(config: Fields) -> Pooling:
         modes = [mode for key, mode in _BOOLEANS.items() if config.boolean(key, default=False)]
     if len(modes) == 1 and isinstance(modes[0], str) and modes[0] in _POOLINGS:
         return _POOLINGS[modes[0]]
-    found = " and ".join(str(mode) for mode in modes) or "none"
+    found = " and ".join(short(mode) for mode in modes) or "none"
     raise UnsupportedCheckpointError(
-        f"{config.file}: the pooling is {short(found)}; converted are mean, cls or lasttoken, one of them"
+        f"{config.file}: the pooling is {found}; converted are mean, cls or lasttoken, one of them"
     )
 
 
@@ -228,11 +228,11 @@ def _max_tokens(checkpoint: Checkpoint, max_positions: int, lowercase: bool | No
         if not checkpoint.has(name):
             continue
         fields = checkpoint.json(name)
-        if fields.boolean("do_lower_case", default=False) and lowercase is False:
+        if fields.boolean("do_lower_case", default=False) and not lowercase:
             raise UnsupportedCheckpointError(f"{name}: do_lower_case, and the tokenizer does not lowercase")
         task = fields.string("transformer_task", default="feature-extraction")
         if task != "feature-extraction":
-            raise UnsupportedCheckpointError(f"{name}: transformer_task is {task}, expected feature-extraction")
+            raise UnsupportedCheckpointError(f"{name}: transformer_task is {short(task)}, expected feature-extraction")
         if fields.has("max_seq_length"):
             limit = fields.integer("max_seq_length", low=1, high=2**53)
         break
@@ -246,11 +246,13 @@ def _max_tokens(checkpoint: Checkpoint, max_positions: int, lowercase: bool | No
 
 def _mrl_dimensions(config: Fields, n_embd: int) -> tuple[int, ...]:
     sizes = config.values.get("matryoshka_dimensions")
-    return () if sizes is None else check_dimensions(sizes, n_embd, config.file)
-
-
-def check_dimensions(sizes: Any, n_embd: int, where: str) -> tuple[int, ...]:
-    """Sizes from 1 to ``n_embd``, ascending and once each; CheckpointError otherwise."""
-    if not isinstance(sizes, (list, tuple)) or not all(type(s) is int and 1 <= s <= n_embd for s in sizes):
-        raise CheckpointError(f"{where}: matryoshka dimensions {short(sizes)} are not integers from 1 to {n_embd}")
+    if sizes is None:
+        return ()
+    if not are_dimensions(sizes, n_embd):
+        raise config.error("matryoshka_dimensions", f"a list of integers from 1 to {n_embd}")
     return tuple(sorted(set(sizes)))
+
+
+def are_dimensions(sizes: Any, n_embd: int) -> TypeGuard[list[int]]:
+    """Whether this is a list of sizes that vectors of ``n_embd`` can be cut to."""
+    return isinstance(sizes, list) and all(type(s) is int and 1 <= s <= n_embd for s in sizes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,11 @@ from edge_embed.types import Float32Array
 
 from . import ggml
 
-F16_MAX = 65504.0
+# The largest finite value; a larger float32 would be rounded to infinity.
+_LARGEST = {Kind.F16: 65504.0, Kind.BF16: float.fromhex("0x1.fep127")}
+# No block type reaches so far (Q6_K: 65504 * 128 * 32 = 2.7e8). The K-quants' searches cube the values, and write
+# zeros where that overflows.
+_LARGEST_IN_BLOCK = 1e9
 CHUNK_VALUES = 2**20  # values per job: 4 MiB of float32, small against a model and large against a call's cost
 NEVER_QUANTIZED = ("position_embd.weight", "token_types.weight")  # small, and llama.cpp adds them in float32
 
@@ -148,30 +152,35 @@ def tensor_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64)) // block * size
 
 
-def encode_rows(values: Float32Array, kind: Kind, name: str) -> bytes:
+def encode_rows(values: Float32Array, kind: Kind, where: str) -> bytes:
     """Finite float32 ``[n_rows, n_cols]`` as little-endian bytes of that type, rounded to nearest even.
 
+    Args:
+        values: the rows, C-contiguous.
+        kind: one that the rows divide into.
+        where: the file and the tensor, for messages.
+
     Raises:
-        CheckpointError: a value or a block's scale does not fit the type's float16.
+        CheckpointError: a value or a block's scale does not fit the type.
     """
     if kind == Kind.F32:
         return values.astype("<f4", copy=False).tobytes()
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest > _LARGEST.get(kind, _LARGEST_IN_BLOCK):
+        raise CheckpointError(
+            f"{where} has a value of magnitude {largest:g}, which {kind.name} cannot hold",
+            hint="convert to bf16 or f32, which reach further",
+        )
     if kind == Kind.BF16:
         bits = values.view(np.uint32)
         return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2").tobytes()
     if kind == Kind.F16:
-        largest = float(np.abs(values).max(initial=0.0))
-        if largest > F16_MAX:
-            raise CheckpointError(
-                f"tensor {name!r} has a value of magnitude {largest:g}, and float16 ends at {F16_MAX:g}",
-                hint="convert to bf16, which has float32's range",
-            )
         return values.astype("<f2").tobytes()
     data = ggml.quantize(values, kind)
     if data is None:
         raise CheckpointError(
-            f"tensor {name!r} has blocks whose scale overflows the float16 of {kind.name}",
-            hint="convert to bf16, which has float32's range",
+            f"{where} has blocks whose scale overflows the float16 of {kind.name}",
+            hint="convert to bf16 or f32, which reach further",
         )
     return data
 
@@ -183,7 +192,7 @@ def chunks(n_rows: int, n_cols: int) -> Iterator[tuple[int, int]]:
         yield first, min(count, n_rows - first)
 
 
-def in_order(jobs: Iterable[Callable[[], bytes]], threads: int) -> Iterator[bytes]:
+def in_order(jobs: Iterable[Callable[[], bytes]], threads: int) -> Generator[bytes, None, None]:
     """Run jobs on threads and yield their results in the jobs' order, with a bounded number in flight.
 
     The first exception in that order is raised; jobs not yet begun are dropped.

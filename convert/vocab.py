@@ -7,7 +7,7 @@ since a tokenizer that is almost right gives vectors that are silently wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,15 +94,15 @@ def _wordpiece(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
             f"{TOKENIZER_FILE}: added tokens that are not special ({short(ordinary)}) are matched inside words, "
             "which llama.cpp's WordPiece does not do"
         )
-    before, after = post_processor_ids(tokenizer)
+    unk = model.string("unk_token")
+    if unk not in vocab:
+        raise CheckpointError(f"{TOKENIZER_FILE}: the unknown token {short(unk)} is not in the vocabulary")
+
+    tokens, types = token_table(vocab, added, n_rows, notes)
+    before, after = post_processor_ids(tokenizer, types)
     if len(before) != 1 or len(after) != 1:
         raise unsupported("post_processor", tokenizer.values.get("post_processor"))
     cls, sep = before[0], after[0]
-    unk = model.string("unk_token")
-    if unk not in vocab:
-        raise CheckpointError(f"{TOKENIZER_FILE}: the unknown token {unk!r} is not in the vocabulary")
-
-    tokens, types = token_table(vocab, added, n_rows, notes)
     for i, kind in enumerate(types):
         if kind == TokenType.NORMAL:
             tokens[i] = tokens[i][2:] if tokens[i].startswith("##") else PHANTOM_SPACE + tokens[i]
@@ -174,13 +174,19 @@ def _bpe(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
     normalization = _unicode_normalization(tokenizer)
     pre = _bpe_pre_tokenizer(tokenizer)
     vocab, added = vocab_of(model), added_tokens(tokenizer)
+    inexact = [token.content for token in added if not token.exact]
+    if inexact:
+        raise UnsupportedCheckpointError(
+            f"{TOKENIZER_FILE}: added tokens with lstrip, rstrip or single_word ({short(inexact)}), "
+            "which llama.cpp does not know"
+        )
     tokens, types = token_table(vocab, added, n_rows, notes)
     check_distinct(tokens)
     by_text = {token.content: token.id for token in added if token.id < len(tokens)}
 
     end_of_turn = by_text.get(token_text(config, "eos_token") or "")
     pad = by_text.get(token_text(config, "pad_token") or "")
-    eds = _eds_token(tokenizer, by_text, vocab, pad, end_of_turn, notes)
+    eds = _eds_token(tokenizer, types, by_text, vocab, pad, end_of_turn, notes)
     if config.values.get("add_bos_token") is True:
         raise UnsupportedCheckpointError(f"{config.file}: add_bos_token is set, and no family here begins so")
     key_values = [
@@ -217,7 +223,8 @@ def _bpe_pre_tokenizer(tokenizer: Fields) -> str:
     parts = value.get("pretokenizers")
     if value.get("type") == "Sequence" and isinstance(parts, list) and len(parts) == 2:
         split, byte_level = parts
-        regex = split.get("pattern", {}).get("Regex") if isinstance(split, dict) else None
+        pattern = split.get("pattern") if isinstance(split, dict) else None
+        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
         if (
             isinstance(regex, str)
             and regex in _BPE_REGEXES
@@ -233,6 +240,7 @@ def _bpe_pre_tokenizer(tokenizer: Fields) -> str:
 
 def _eds_token(
     tokenizer: Fields,
+    types: Sequence[int],
     added: Mapping[str, int],
     vocab: Mapping[str, int],
     pad: int | None,
@@ -247,7 +255,7 @@ def _eds_token(
     literal = added.get("[EDS]", vocab.get("[EDS]"))
     if literal is not None:
         return literal
-    before, after = post_processor_ids(tokenizer)
+    before, after = post_processor_ids(tokenizer, types)
     if before or len(after) > 1:
         raise unsupported("post_processor", tokenizer.values.get("post_processor"))
     if after:
@@ -257,7 +265,8 @@ def _eds_token(
             notes.append(f"the post-processor appends nothing: {name} ({candidate}) ends every text")
             return candidate
     raise UnsupportedCheckpointError(
-        f"{TOKENIZER_FILE}: nothing says which token ends a text: no [EDS], no post-processor that appends one, no pad token"
+        f"{TOKENIZER_FILE}: nothing says which token ends a text: no [EDS], no post-processor that appends one, "
+        "no pad token"
     )
 
 
@@ -268,9 +277,11 @@ def _merges(model: Fields, vocab: Mapping[str, int]) -> list[str]:
     lines = []
     for entry in merges:
         pair = entry.split(" ") if isinstance(entry, str) else entry
-        if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) and p for p in pair)):
+        if not (
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(p, str) and p and " " not in p for p in pair)
+        ):
             raise CheckpointError(f"{TOKENIZER_FILE}: merge {short(entry)} is not a pair of tokens")
-        if "".join(pair) not in vocab:
-            raise CheckpointError(f"{TOKENIZER_FILE}: merge {short(entry)} makes a token that is not in the vocabulary")
+        if not {*pair, "".join(pair)} <= vocab.keys():
+            raise CheckpointError(f"{TOKENIZER_FILE}: merge {short(entry)} has a token that is not in the vocabulary")
         lines.append(" ".join(pair))
     return lines

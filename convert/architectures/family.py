@@ -15,7 +15,7 @@ from gguf import GGUFValueType
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 from edge_embed.types import Pooling
 
-from ..checkpoint import Fields, TensorRef
+from ..checkpoint import READABLE, Fields, TensorRef, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,8 @@ def plan_tensors(
     """Match a checkpoint's tensors with the data sheet, in the sheet's order.
 
     Raises:
-        CheckpointError: a tensor is missing, has the wrong shape, is there twice, or is in no line of the sheet.
+        CheckpointError: a tensor is missing, has the wrong shape or dtype, is there twice, or is in no line of the
+            sheet.
     """
     found: dict[str, TensorRef] = {}
     for name, ref in tensors.items():
@@ -137,6 +138,10 @@ def plan_tensors(
             raise CheckpointError(
                 f"{ref.file}: tensor {ref.name!r} has shape {list(ref.shape)}, "
                 f"and config.json makes it {list(expected)}"
+            )
+        if ref.dtype not in READABLE:
+            raise CheckpointError(
+                f"{ref.file}: tensor {ref.name!r} has dtype {ref.dtype}, expected one of {', '.join(READABLE)}"
             )
         planned.append(PlannedTensor(ref, row.target))
 
@@ -166,7 +171,7 @@ def must_be(config: Fields, key: str, allowed: tuple[Any, ...], why: str) -> Non
     """Refuse a config.json whose field, where it is set, is not one of the allowed values."""
     value = config.values.get(key)
     if value is not None and value not in allowed:
-        raise UnsupportedCheckpointError(f"{config.file}: {key} is {value!r}, and {why}")
+        raise UnsupportedCheckpointError(f"{config.file}: {key} is {short(value)}, and {why}")
 
 
 def uint(key: str, value: int) -> KeyValue:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from edge_embed.errors import UnsupportedCheckpointError
 
-from ..checkpoint import Fields
+from ..checkpoint import Fields, short
 from .family import Family, Hyper, KeyValue, Row, must_be, real, uint
 
 
@@ -17,8 +17,10 @@ def _rope_theta(config: Fields) -> float:
         if config.has(key):
             rope = config.mapping(key)
             kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-            if kind != "default":
-                raise UnsupportedCheckpointError(f"{rope.file}: rope_type is {kind!r}, and only default is converted")
+            if kind != "default" or any(isinstance(value, dict) for value in rope.values.values()):
+                raise UnsupportedCheckpointError(
+                    f"{rope.file} is {short(dict(rope.values))}, and only one of rope_type default is converted"
+                )
             if rope.has("rope_theta"):
                 return rope.number("rope_theta", low=1.0, high=1e12)
     return config.number("rope_theta", low=1.0, high=1e12, default=10000.0)
@@ -43,6 +45,8 @@ def _hyper(config: Fields) -> Hyper:
     n_rows = config.integer("vocab_size", low=1)
     n_positions = config.integer("max_position_embeddings", low=1)
     epsilon = config.number("rms_norm_eps", low=0.0, high=1.0, default=1e-6)
+    if head_dim % 2:
+        raise config.error("head_dim", "an even number, since pairs are rotated")
     if n_head % n_head_kv:
         raise config.error("num_key_value_heads", f"a divisor of num_attention_heads {n_head}")
     key_values: tuple[KeyValue, ...] = (

@@ -1,0 +1,45 @@
+"""What the converter's tests share: edited checkpoints, and GGUF files read back by gguf-py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, ReaderTensor
+
+from tests.checkpoints import build_tiny_qwen3
+
+MISSING = object()
+"""A value for ``edited`` that removes the field."""
+
+
+def small_qwen3(folder: Path, **options: Any) -> Path:
+    """The tiny Qwen3 with a tokenizer of some 280 tokens, made in milliseconds."""
+    return build_tiny_qwen3(folder, real_tokenizer=False, **options)
+
+
+def edited(path: Path, /, **fields: Any) -> Path:
+    """Set or remove fields of a JSON object, which is made where it is missing; ``a__b`` is field b of object a."""
+    whole = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for name, value in fields.items():
+        *outer, last = name.split("__")
+        inner = whole
+        for key in outer:
+            inner = inner[key]
+        if value is MISSING:
+            del inner[last]
+        else:
+            inner[last] = value
+    path.write_text(json.dumps(whole), "utf-8")
+    return path
+
+
+def metadata(path: Path) -> dict[str, Any]:
+    """Every key and its value."""
+    return {name: field.contents() for name, field in GGUFReader(path).fields.items() if not name.startswith("GGUF.")}
+
+
+def tensors(path: Path) -> dict[str, ReaderTensor]:
+    """Every tensor by name, in the file's order."""
+    return {tensor.name: tensor for tensor in GGUFReader(path).tensors}

