@@ -98,13 +98,12 @@ def row_bytes(kind: GGMLQuantizationType, n_cols: int) -> int:
     return n_cols // block * size
 
 
-def quantize(values: Float32Array, kind: GGMLQuantizationType, importance: Float32Array | None = None) -> bytes | None:
+def quantize(values: Float32Array, kind: GGMLQuantizationType) -> bytes | None:
     """Rows of finite float32 ``[n_rows, n_cols]`` as blocks of that type, or None where a block's scale overflowed.
 
     Args:
         values: C-contiguous; ``n_cols`` a multiple of the block.
         kind: a block type (F32, F16 and BF16 are not).
-        importance: float32 ``[n_cols]``, weights of the columns, or None.
 
     Raises:
         ValueError: a shape or dtype does not fit; checked here because C would not.
@@ -113,22 +112,11 @@ def quantize(values: Float32Array, kind: GGMLQuantizationType, importance: Float
     if values.ndim != 2 or values.dtype != np.float32 or not values.flags.c_contiguous:
         raise ValueError("values must be float32 [n_rows, n_cols], C-contiguous")
     n_rows, n_cols = values.shape
-    if importance is not None and (
-        importance.shape != (n_cols,) or importance.dtype != np.float32 or not importance.flags.c_contiguous
-    ):
-        raise ValueError(f"importance must be float32 [{n_cols}], C-contiguous")
     prepare(kind)
     output = ctypes.create_string_buffer(n_rows * row_bytes(kind, n_cols))
     library = _library()
-    written = library.ggml_quantize_chunk(
-        int(kind),
-        values.ctypes.data,
-        output,
-        0,
-        n_rows,
-        n_cols,
-        None if importance is None else importance.ctypes.data,
-    )
+    # The last argument is the importance of each column, which is not used.
+    written = library.ggml_quantize_chunk(int(kind), values.ctypes.data, output, 0, n_rows, n_cols, None)
     if written != len(output):
         raise EngineUnavailableError(f"ggml wrote {written} bytes of {kind.name} where {len(output)} were expected")
     return output.raw if library.ggml_validate_row_data(int(kind), output, len(output)) else None

@@ -50,7 +50,7 @@ def _as_id(value: Any) -> int:
 
 def added_tokens(tokenizer: Fields) -> list[AddedToken]:
     """The tokens that are found in a text before the model sees it."""
-    entries = tokenizer.values.get("added_tokens") or []
+    entries = tokenizer.values["added_tokens"] if tokenizer.has("added_tokens") else []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise CheckpointError(f"{TOKENIZER_FILE}: added_tokens is not a list of objects")
     result = []
