@@ -1,4 +1,4 @@
-"""Cold start: wall time of ``edge-embed embed`` and of ``import edge_embed``, warm page cache, median of several runs."""
+"""Cold start: wall time of ``edge-embed embed`` and of ``import edge_embed``, warm page cache, medians."""
 
 from __future__ import annotations
 

@@ -32,9 +32,34 @@ _TOKENIZERS: Final = ("bert", "gpt2", "llama")
 # once for each character: a run of some 20,000 overflows the stack and ends the process. Source: unicode.cpp,
 # unicode_regex_split_custom; llama-vocab.cpp, llm_tokenizer_bpe.
 _SOUND_PRE: Final = frozenset(
-    "qwen2 deepseek-r1-qwen kormo f2llmv2 megrez stablelm2 llama3 llama-v3 llama-bpe falcon3 lfm2 jina-v5-nano "
-    "gpt-2 phi-2 jina-es jina-de jina-v1-en jina-v2-es jina-v2-de jina-v2-code roberta-bpe modern-bert mpt olmo "
-    "smollm starcoder".split()
+    [
+        "qwen2",
+        "deepseek-r1-qwen",
+        "kormo",
+        "f2llmv2",
+        "megrez",
+        "stablelm2",
+        "llama3",
+        "llama-v3",
+        "llama-bpe",
+        "falcon3",
+        "lfm2",
+        "jina-v5-nano",
+        "gpt-2",
+        "phi-2",
+        "jina-es",
+        "jina-de",
+        "jina-v1-en",
+        "jina-v2-es",
+        "jina-v2-de",
+        "jina-v2-code",
+        "roberta-bpe",
+        "modern-bert",
+        "mpt",
+        "olmo",
+        "smollm",
+        "starcoder",
+    ]
 )
 
 _MAX_LAYERS, _MAX_WIDTH, _MAX_CONTEXT = 1024, 1 << 20, 1 << 24
@@ -116,7 +141,7 @@ def _pooling(read: _Metadata, arch: str, asked: Pooling | None) -> tuple[Pooling
         found, source = asked, "caller"
     if found is None:
         raise UnsupportedModelError(
-            f"{read.path} does not say how its hidden states are pooled, and models of the architecture {arch!r} differ",
+            f"{read.path} does not say how hidden states are pooled, and models of the architecture {arch!r} differ",
             hint='pass pooling="mean", "cls" or "last" (--pooling), as the model\'s card says',
         )
     if found == "rank":

@@ -10,7 +10,6 @@ import numpy as np
 from edge_embed.errors import InvalidDimensionError, InvalidOptionError
 from edge_embed.types import PRECISIONS, AnyArray, Float32Array, Precision
 
-
 _FLOAT16_MAX = 65504.0
 
 

@@ -55,7 +55,7 @@ _OTHERS = "äöüßéèñçøåαβγдежи中文你好世界日本語한국�
 def wordpiece_vocabulary() -> list[str]:
     """Special tokens, every ASCII character whole and as a continuation, common words, endings, some others."""
     characters = [c for c in string.printable if not c.isspace()] + list(_OTHERS)
-    letters = [c for c in string.ascii_lowercase + string.ascii_uppercase + string.digits]
+    letters = list(string.ascii_lowercase + string.ascii_uppercase + string.digits)
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters]
     pieces += ["##" + c for c in letters + [c for c in _OTHERS if c.isalpha()]]
     pieces += _WORDS + ["##" + suffix for suffix in _SUFFIXES]

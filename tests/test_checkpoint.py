@@ -482,6 +482,7 @@ def test_a_qwen3_that_would_not_be_computed_faithfully(fields: dict[str, Any], m
         ({"rope_theta": "1e6"}, "rope_theta"),
         ({"rope_scaling": []}, "rope_scaling"),
         ({"head_dim": 64}, r"self_attn\.q_proj\.weight' has shape \[128, 64\]"),
+        ({"head_dim": MISSING}, r"self_attn\.q_proj\.weight' .*makes it \[512, 64\]"),  # 128, as in transformers
         ({"matryoshka_dimensions": [128]}, "matryoshka_dimensions"),
         ({"matryoshka_dimensions": "all"}, "matryoshka_dimensions"),
     ],

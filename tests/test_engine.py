@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from edge_embed.convert import convert
 
 from edge_embed import Embedder
 from edge_embed.batching import pack
+from edge_embed.convert import convert
 from edge_embed.engine.llama import LlamaEngine
 from edge_embed.errors import NonFiniteError
 from edge_embed.types import Batch, Encoding

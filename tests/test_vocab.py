@@ -437,6 +437,12 @@ def test_a_bpe_part_that_cannot_be(change: dict[str, Any], message: str, qwen3: 
     refused(qwen3, Broken, message)
 
 
+def test_an_eds_token_that_is_only_a_padding_row(tmp_path: Path) -> None:
+    folder = small_qwen3(tmp_path / "m", n_rows=288)
+    edited(folder / "tokenizer.json", post_processor=template([], [("<|endoftext|>", 285)]))
+    refused(folder, Broken, "token 285, which is not in the vocabulary")
+
+
 @pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
 def test_an_added_token_that_swallows_spaces(flag: str, tmp_path: Path) -> None:
     folder = with_added(small_qwen3(tmp_path / "m", n_rows=288), added("<x>", 279, **{flag: True}))
