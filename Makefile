@@ -75,8 +75,19 @@ default-model: $(RUNTIME) ## convert the bundled default model again, from its p
 	$(PY) -m edge_embed.convert.default_model
 
 .PHONY: bench
-bench: $(RUNTIME) ## measure the speed on this machine
-	$(PY) benchmarks/bench.py
+bench: $(TEST) ## speed, fidelity, retrieval and start; needs DATA=folder (benchmarks/datasets.py), torch for some peers
+	@test -n "$(DATA)" || { echo "make bench DATA=FOLDER: see benchmarks/datasets.py for what it holds" >&2; exit 2; }
+	checkpoint="$$($(PY) -c 'from tests.oracle import minilm_folder; print(minilm_folder())')"; \
+	if $(PY) -c 'import torch' 2>/dev/null; then \
+	    $(PY) -m pip install -q sentence-transformers; \
+	    $(PY) -m benchmarks.speed --data "$(DATA)" --checkpoint "$$checkpoint"; \
+	    $(PY) -m benchmarks.fidelity --data "$(DATA)" --checkpoint "$$checkpoint"; \
+	else \
+	    echo "torch is not installed (make parity installs it): no rows for sentence-transformers, no fidelity" >&2; \
+	    $(PY) -m benchmarks.speed --data "$(DATA)" --peers llama-cpp-python; \
+	fi
+	$(PY) -m benchmarks.retrieval --data "$(DATA)"
+	$(PY) -m benchmarks.startup
 
 .PHONY: clean
 clean: ## remove the environment and everything generated; keeps the cache of built wheels

@@ -65,6 +65,10 @@ def resolve(model: str | Path | None) -> Path:
     """
     if model is None:
         model = DEFAULT_MODEL
+    if not isinstance(model, (str, Path)):
+        raise ModelNotFoundError(
+            f"a model is a file or a name, not {type(model).__name__}", hint="`edge-embed list` shows the names"
+        )
     path = Path(model)
     with contextlib.suppress(OSError, RuntimeError):  # a name too long for a file, or ~ of nobody: not found below
         path = path.expanduser()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
+from typing import cast
 
 import numpy as np
 
 from edge_embed import postprocess, prompts
 from edge_embed.batching import pack
 from edge_embed.catalogue import resolve
-from edge_embed.errors import InvalidTextError, NonFiniteError
+from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
 from edge_embed.progress import Progress
@@ -116,7 +117,7 @@ class Embedder:
         default_prompt_name: str | None,
     ) -> None:
         self.info = info
-        self.prompts = {**info.prompts, **(own_prompts or {})}
+        self.prompts = {**info.prompts, **_checked_prompts(own_prompts)}
         self.default_prompt_name = default_prompt_name or info.default_prompt_name
         self.truncate_dim = truncate_dim
         self._engine, self._tokenizer = engine, tokenizer
@@ -163,9 +164,10 @@ class Embedder:
             NonFiniteError: the model overflowed on some texts; ``.partial`` is the EmbedResult of the others.
             EngineMemoryError, ComputeError, EngineClosedError: the engine.
         """
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-            raise InvalidTextError("texts must be a list of strings", hint="encode() takes a single string as well")
-        texts = list(texts)
+        self._check_open()
+        texts = _as_list(texts)
+        if normalize not in (None, True, False):
+            raise InvalidOptionError(f"normalize is {normalize!r}", hint="True, False or None")
         dim = postprocess.check_dim(
             self.truncate_dim if truncate_dim is None else truncate_dim, self.info.n_embd, precision
         )
@@ -275,12 +277,13 @@ class Embedder:
 
     def tokenize(self, text: str, *, truncate: Truncate = "right", max_tokens: int | None = None) -> Encoding:
         """The tokens of one text as the model would see them, without a prompt."""
+        self._check_open()
         return self._tokenizer.encode(text, truncate=truncate, max_tokens=max_tokens)
 
     # Steps
 
     def _prefix(self, prompt: str | None, prompt_name: str | None, instruction: str | None) -> str:
-        return prompts.resolve(
+        prefix = prompts.resolve(
             self.prompts,
             prompt=prompt,
             prompt_name=prompt_name,
@@ -288,6 +291,7 @@ class Embedder:
             default_prompt_name=self.default_prompt_name,
             instruction_template=self.info.instruction_template,
         )
+        return _checked_prompt("the prompt", prefix)
 
     def _first_prompt(self, names: Sequence[str]) -> str | None:
         return next((name for name in names if name in self.prompts), None)
@@ -304,7 +308,9 @@ class Embedder:
             if checked not in seen:
                 seen[checked] = len(encodings)
                 encodings.append(
-                    self._tokenizer.encode(prefix + checked, truncate=truncate, index=index, max_tokens=max_tokens)
+                    self._tokenizer.encode(
+                        checked, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens
+                    )
                 )
             positions[index] = seen[checked]
         return encodings, positions
@@ -325,7 +331,12 @@ class Embedder:
         self._engine.close()
 
     def __enter__(self) -> Embedder:
+        self._check_open()
         return self
+
+    def _check_open(self) -> None:
+        if self._engine.closed:
+            raise EngineClosedError("the embedder is closed", hint="make a new Embedder")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -334,6 +345,36 @@ class Embedder:
 
     def __repr__(self) -> str:
         return f"Embedder({self.info.name!r}, {self.info.n_embd} dimensions, {self.info.pooling} pooling)"
+
+
+def _as_list(texts: object) -> list[str]:
+    """The texts, if they have an order and are not one string."""
+    try:
+        if isinstance(texts, (str, bytes, Mapping, Set)):
+            raise TypeError
+        return list(cast(Iterable[str], texts))
+    except TypeError:
+        raise InvalidTextError(
+            f"texts are {type(texts).__name__}, not a list of strings", hint="encode() takes a single string as well"
+        ) from None
+
+
+def _checked_prompts(own: object) -> dict[str, str]:
+    if own is None:
+        return {}
+    if not isinstance(own, Mapping) or not all(isinstance(x, str) for pair in own.items() for x in pair):
+        raise InvalidOptionError("prompts must map names to texts", hint='for example prompts={"query": "query: "}')
+    for name, text in own.items():
+        _checked_prompt(name, text)
+    return dict(own)
+
+
+def _checked_prompt(name: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidOptionError(f"{name} holds a lone surrogate, which no encoding can carry") from None
+    return text
 
 
 def _result(vectors: AnyArray, encodings: Sequence[Encoding], positions: AnyArray) -> EmbedResult:

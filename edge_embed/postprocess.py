@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from edge_embed.errors import InvalidDimensionError, InvalidOptionError
-from edge_embed.types import PRECISIONS, AnyArray, Float32Array, Precision
+from edge_embed.types import PRECISIONS, AnyArray, Float32Array, Precision, is_one_of
 
 _FLOAT16_MAX = 65504.0
 
@@ -20,7 +20,7 @@ def check_dim(truncate_dim: int | None, n_embd: int, precision: Precision = "flo
         InvalidDimensionError: not an integer in 1..n_embd, or, for packed bits, not a multiple of 8.
         InvalidOptionError: unknown precision.
     """
-    if precision not in PRECISIONS:
+    if not is_one_of(precision, PRECISIONS):
         raise InvalidOptionError(f"unknown precision {precision!r}", hint=f"one of {', '.join(PRECISIONS)}")
     dim = n_embd if truncate_dim is None else truncate_dim
     if type(dim) is not int or not 1 <= dim <= n_embd:
@@ -91,13 +91,17 @@ def similarity(a: AnyArray, b: AnyArray) -> Float32Array:
         InvalidDimensionError: the widths differ, or not one or two axes.
         InvalidOptionError: uint8 vectors, whose zero is not where a cosine expects it.
     """
-    if np.uint8 in (np.asarray(a).dtype, np.asarray(b).dtype):
+    if np.uint8 in (getattr(a, "dtype", None), getattr(b, "dtype", None)):
         raise InvalidOptionError(
             "uint8 vectors have no cosine as they are",
             hint="uint8: subtract 128 first; ubinary: compare by Hamming distance",
         )
-    left, right = (np.atleast_2d(np.asarray(x, dtype=np.float32)) for x in (a, b))
-    if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[1]:
+    try:
+        given = [np.asarray(x, dtype=np.float64) for x in (a, b)]
+    except (TypeError, ValueError) as error:
+        raise InvalidDimensionError(f"these are not vectors: {error}", hint="give arrays of numbers, [n, d]") from None
+    left, right = (np.atleast_2d(x) for x in given)
+    if any(x.ndim not in (1, 2) for x in given) or left.shape[1] != right.shape[1] or left.shape[1] == 0:
         raise InvalidDimensionError(
             f"cannot compare vectors of shapes {np.shape(a)} and {np.shape(b)}",
             hint="both must be [n, d] with one d: same model, same truncate_dim",

@@ -26,7 +26,7 @@ class FakeEngine:
 
     def __init__(self, *, n_embd: int = 16, n_batch: int = 64, n_seq_max: int = 8, poison: int | None = None) -> None:
         self.batches: list[Batch] = []
-        self.closed = False
+        self._closed = False
         self._n_embd, self._poison = n_embd, poison
         self._limits = EngineLimits(n_batch=n_batch, n_seq_max=n_seq_max, n_ctx_max=512, n_vocab=259)
 
@@ -40,9 +40,14 @@ class FakeEngine:
         """Size of the vectors."""
         return self._n_embd
 
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called."""
+        return self._closed
+
     def decode(self, batch: Batch) -> Float32Array:
         """Token counts modulo ``n_embd``, float32 ``[n_seqs, n_embd]``."""
-        if self.closed:
+        if self._closed:
             raise EngineClosedError("the engine is closed")
         self.batches.append(batch)
         rows = np.zeros((batch.n_seqs, self._n_embd), dtype=np.float32)
@@ -54,7 +59,7 @@ class FakeEngine:
 
     def close(self) -> None:
         """Later calls of ``decode`` raise EngineClosedError."""
-        self.closed = True
+        self._closed = True
 
 
 def fake_embedder(engine: FakeEngine | None = None, *, max_tokens: int = 512) -> Embedder:

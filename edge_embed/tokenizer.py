@@ -1,7 +1,7 @@
 """Text to token ids as the original tokenizer would give them: normalization, special tokens, truncation.
 
 Truncation takes from the text's own tokens, never from the special ones around it: the first and the last token
-(``[CLS]``/``[SEP]``, the EDS token) are what the vector is read from.
+(``[CLS]``/``[SEP]``, the EDS token) are what the vector is read from. A prompt stays too: a text is cut behind it.
 
 WordPiece models are tokenized by Hugging Face's ``tokenizers`` with the vocabulary from the GGUF, because llama.cpp's
 own WordPiece differs on accents, long words and several scripts. Others use llama.cpp's tokenizer.
@@ -10,7 +10,8 @@ own WordPiece differs on accents, long words and several scripts. Others use lla
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,9 +19,10 @@ import numpy as np
 
 from edge_embed import keys
 from edge_embed.errors import InvalidOptionError, InvalidTextError, ModelFileError, TextTooLongError
-from edge_embed.types import TRUNCATIONS, Encoding, ModelInfo, Truncate
+from edge_embed.types import TRUNCATIONS, Encoding, ModelInfo, Truncate, is_one_of
 
 _PHANTOM_SPACE = "\u2581"  # llama.cpp marks the beginning of a word with it, where WordPiece marks the continuation
+_SLICE = 1 << 16  # characters tokenized at a time
 _CONTROL = 3  # llama.h: LLAMA_TOKEN_TYPE_CONTROL
 
 
@@ -43,25 +45,34 @@ class Tokenizer:
     normalization: str = "none"
 
     def encode(
-        self, text: str, *, truncate: Truncate = "right", index: int = 0, max_tokens: int | None = None
+        self,
+        text: str,
+        *,
+        prompt: str = "",
+        truncate: Truncate = "right",
+        index: int = 0,
+        max_tokens: int | None = None,
     ) -> Encoding:
         """Encode one text.
 
         Args:
-            text: any string, prompt included.
-            truncate: ``right`` drops tokens from the end of the text, ``left`` from its beginning, ``error`` refuses.
+            text: any string.
+            prompt: put before it; both are tokenized as one string, as the original tokenizer would see them.
+            truncate: ``right`` drops tokens from the end of the text, ``left`` from its beginning (behind the prompt),
+                ``error`` refuses.
             index: the text's position in the call, for messages.
             max_tokens: a lower limit than the model's.
 
         Raises:
             InvalidTextError: not a string, not encodable as UTF-8, or without any token.
             TextTooLongError: too long, with ``truncate="error"``.
-            InvalidOptionError: ``truncate`` or ``max_tokens`` is not one of what is possible.
+            InvalidOptionError: ``truncate`` or ``max_tokens`` is not one of what is possible, or the text is too long
+                and the prompt leaves no room for any of it.
         """
-        if truncate not in TRUNCATIONS:
+        if not is_one_of(truncate, TRUNCATIONS):
             raise InvalidOptionError(f"truncate is {truncate!r}", hint=f"one of {', '.join(TRUNCATIONS)}")
         limit = self._limit(max_tokens)
-        ids = self.content(self._normalized(check_text(text, index)))
+        ids = self.content(self._normalized(prompt + check_text(text, index)))
         n_special = len(self.prefix) + len(self.suffix)
         n_original = len(ids) + n_special
         if n_original == 0:
@@ -71,8 +82,15 @@ class Tokenizer:
         if n_original > limit:
             if truncate == "error":
                 raise TextTooLongError(index, n_original, limit)
+            n_prompt = len(self.content(self._normalized(prompt))) if prompt else 0
             keep = limit - n_special
-            ids = ids[:keep] if truncate == "right" else ids[len(ids) - keep :]
+            if n_prompt >= keep:
+                raise InvalidOptionError(
+                    f"the prompt has {n_prompt} tokens and leaves no room for text {index}: {keep} fit",
+                    hint="shorten the prompt or the instruction, or raise max_tokens",
+                )
+            rest = len(ids) - (keep - n_prompt)  # where the end of the text begins that is kept
+            ids = ids[:keep] if truncate == "right" else [*ids[:n_prompt], *ids[rest:]]
         return Encoding(np.array([*self.prefix, *ids, *self.suffix], dtype=np.int32), n_original)
 
     def _limit(self, max_tokens: int | None) -> int:
@@ -160,11 +178,30 @@ def wordpiece(info: ModelInfo, metadata: dict[str, Any]) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens([AddedToken(tokens[i], normalized=False, special=True) for i in sorted(special)])
 
-    def content(text: str) -> list[int]:
-        ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-        return ids
+    def content(text: str) -> Sequence[int]:
+        if len(text) <= _SLICE:
+            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
+            return ids
+        whole = array("i")
+        for part in _slices(text):
+            whole.extend(backend.encode(part, add_special_tokens=False).ids)
+        return whole
 
     return Tokenizer(content, (cls,), (sep,), info.max_tokens, info.unicode_normalization)
+
+
+def _slices(text: str) -> Iterator[str]:
+    """Parts of about ``_SLICE`` characters, cut at white space, across which WordPiece never looks.
+
+    The library keeps some 130 bytes for each character of a text until it is done.
+    """
+    start = 0
+    while start < len(text):
+        end = start + _SLICE
+        while end < len(text) and not text[end].isspace():
+            end += 1
+        yield text[start:end]
+        start = end
 
 
 def _original_form(token: str, special: bool) -> str:

@@ -14,6 +14,12 @@ Truncate = Literal["right", "left", "error"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 TRUNCATIONS: tuple[Truncate, ...] = ("right", "left", "error")
 
+
+def is_one_of(value: object, allowed: tuple[str, ...]) -> bool:
+    """Whether a caller's value is one of the names; never an exception, whatever the value is."""
+    return isinstance(value, str) and value in allowed
+
+
 Int32Array = npt.NDArray[np.int32]
 Float32Array = npt.NDArray[np.float32]
 AnyArray = npt.NDArray[Any]
@@ -131,6 +137,9 @@ class Engine(Protocol):
 
     @property
     def n_embd(self) -> int: ...
+
+    @property
+    def closed(self) -> bool: ...
 
     def decode(self, batch: Batch) -> Float32Array:
         """Raw pooled vectors, float32 ``[n_seqs, n_embd]``, not normalized, in the batch's order.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
 import sys
 import traceback
 import warnings
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -17,7 +20,7 @@ from edge_embed.cli.embed import embed
 from edge_embed.cli.models import list_models, show
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
-from edge_embed.errors import EdgeEmbedError, exit_code
+from edge_embed.errors import EdgeEmbedError, OutputFileError, exit_code
 
 # Beside those of ``errors.CODES``. 70 is EX_SOFTWARE of sysexits.h; the others are 128 + SIGINT and 128 + SIGPIPE.
 UNEXPECTED, INTERRUPTED, BROKEN_PIPE = 70, 130, 141
@@ -29,6 +32,7 @@ class App(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exceptions become messages on stderr, warnings become notes."""
         debug = bool(ctx.params.get("debug"))
+        _open_missing_streams()
         with warnings.catch_warnings():
             shown: set[str] = set()
             warnings.showwarning = lambda message, *_: note(str(message), once=shown)
@@ -48,9 +52,26 @@ class App(click.Group):
                 ctx.exit(BROKEN_PIPE)
             except (click.ClickException, click.exceptions.Exit):
                 raise
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    _unexpected(ctx, error, debug)
+                mute_stdout()
+                full = OutputFileError(
+                    "cannot write standard output: no space left", hint="free some, or write elsewhere"
+                )
+                say_error(full.message, full.hint)
+                ctx.exit(exit_code(full))
             except Exception as error:
                 _unexpected(ctx, error, debug)
             return result
+
+
+def _open_missing_streams() -> None:
+    """A shell may close a stream (``<&-``); Python then has None in its place, on which libraries stumble."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
+            setattr(sys, name, stream)
 
 
 def _unexpected(ctx: click.Context, error: Exception, debug: bool) -> NoReturn:

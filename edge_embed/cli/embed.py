@@ -50,7 +50,9 @@ Examples:
     help="How vectors are written; by default the extension of --output says so, and standard output is json.",
 )
 @encode_options
-@click.option("--no-normalize", is_flag=True, help="Keep the vectors' lengths instead of making each 1.")
+@click.option(
+    "--no-normalize", is_flag=True, help="Keep the vectors' lengths, even where the original model makes each 1."
+)
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True, help="What each value becomes."
 )
@@ -98,7 +100,9 @@ def embed(
     shown = sys.stderr.isatty() if progress is None else progress
     n_texts = n_truncated = 0
     with VectorOutput(output, chosen) as vectors, engine.open() as embedder:
-        for result in _run(embedder, source.read(), encoding, not no_normalize, precision, total if shown else None):
+        for result in _run(
+            embedder, source.read(), encoding, False if no_normalize else None, precision, total if shown else None
+        ):
             vectors.write(result.vectors)
             n_texts += result.usage.n_texts
             n_truncated += result.usage.n_truncated
@@ -114,7 +118,7 @@ def _run(
     embedder: Embedder,
     texts: Iterable[str],
     encoding: EncodeOptions,
-    normalize: bool,
+    normalize: bool | None,
     precision: Precision,
     total: int | None,
 ) -> Iterator[EmbedResult]:

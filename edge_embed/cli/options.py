@@ -129,7 +129,12 @@ class EncodeOptions:
         return self
 
     def embed(
-        self, embedder: Embedder, texts: Sequence[str], *, normalize: bool = True, precision: Precision = "float32"
+        self,
+        embedder: Embedder,
+        texts: Sequence[str],
+        *,
+        normalize: bool | None = None,
+        precision: Precision = "float32",
     ) -> EmbedResult:
         """The vectors of texts and what is known about them."""
         name = self.prompt_name

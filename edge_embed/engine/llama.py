@@ -53,6 +53,7 @@ _BATCH_ENCODER, _BATCH_CAUSAL = 192, 512
 _SEQ_MAX = 64
 _SEQ_CEILING = 256
 _UBATCH_CAUSAL = 512
+_LARGEST_BATCH = 4096
 
 
 class LlamaEngine:
@@ -87,7 +88,10 @@ class LlamaEngine:
     ) -> None:
         default_batch = _BATCH_CAUSAL if info.causal else _BATCH_ENCODER
         self.n_threads = _in_range("n_threads", default_threads() if n_threads is None else n_threads, 1, 512)
-        n_batch = _in_range("n_batch", default_batch if n_batch is None else n_batch, 1, 1 << 20)
+        largest = max(info.n_ctx_train, _LARGEST_BATCH)  # attention and outputs grow with it
+        n_batch = _in_range("n_batch", default_batch if n_batch is None else n_batch, 1, largest)
+        if gpu_layers is not None:
+            _in_range("gpu_layers", gpu_layers, -1, 1 << 20)
         n_seq_max = _in_range("n_seq_max", n_seq_max, 1, _SEQ_CEILING)
         self._info = info
         self._lib = bindings.load()
@@ -110,6 +114,11 @@ class LlamaEngine:
             raise
 
     # Public
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close()`` was called."""
+        return not self._finalizer.alive
 
     @property
     def limits(self) -> EngineLimits:
@@ -207,7 +216,7 @@ class LlamaEngine:
                 return
         raise EngineMemoryError(
             f"no memory for a context of {capacity} tokens: {bindings.last_complaint() or 'no reason given'}",
-            hint="shorten the texts, lower max_tokens, or use a smaller model",
+            hint="lower n_batch (--batch-tokens) or max_tokens, shorten the texts, or use a smaller model",
         )
 
     def _decode_healed(self, batch: Batch) -> Float32Array:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from edge_embed.engine.devices import cpu_name_and_flags
 from edge_embed.errors import EngineUnavailableError, ModelFileError
@@ -98,10 +98,10 @@ def _try(info: ModelInfo, run: RunChild) -> ProbeResult:
 
 
 def _warn(reason: str) -> None:
+    cause = "gcc 12 miscompiles its AMX code; " if "amx" in cpu_name_and_flags()[1] else ""
     warnings.warn(
         f"llama.cpp's fastest kernels for this CPU crash in the installed build ({reason}), so slower ones are used. "
-        "gcc 12 miscompiles its AMX code; a build that mends it takes a few minutes: "
-        f"{Path(sys.executable).name} -m edge_embed.engine.build",
+        f"{cause}a build that mends it takes a few minutes: {Path(sys.executable).name} -m edge_embed.engine.build",
         SlowEngineWarning,
         stacklevel=4,
     )
@@ -145,46 +145,63 @@ def _write_cache(entries: dict[str, dict[str, Any]]) -> None:
             raise
 
 
+# The child's program. Python puts the working directory first on the path of `-c` and `-m`, where anybody's numpy.py
+# may lie, so the parent's own path takes its place before anything else is imported.
+_CHILD: Final = "import sys; sys.path[:] = sys.argv[1:]; from edge_embed.engine.probe import main; main()"
+# How a miscompiled kernel or a corrupt file ends a process. Anything else (killed for memory, by a user) says nothing
+# about the model and is not remembered.
+_CRASHES: Final = ("SIGSEGV", "SIGILL", "SIGBUS", "SIGABRT", "SIGFPE", "SIGTRAP")
+
+
 def run_child(info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
-    """Load the model in a child process and compute with it."""
+    """Load the model in a child process and compute with it.
+
+    Raises:
+        EngineUnavailableError: no child could be started, or it ended for a reason that is not the model's.
+    """
     timeout = 120 + info.size_bytes / 20e6  # a slow card reads 20 MB/s
-    command = [sys.executable or "python3", "-m", "edge_embed.engine.probe"]
     request = json.dumps({"path": info.path, "pooling": info.pooling, "use_extra_bufts": use_extra_bufts})
-    # The child must find this very package and dependencies, wherever the parent got them from.
-    # A crash is expected here: without the variable ggml would start a debugger, if there is one, and take seconds.
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
-        "GGML_NO_BACKTRACE": "1",
-    }
+    path = [str(Path(entry).resolve()) for entry in sys.path if entry]
     try:
         done = subprocess.run(
-            command,
+            [sys.executable or "python3", "-c", _CHILD, *path],
             input=request,
             capture_output=True,
             text=True,
             errors="replace",
             timeout=timeout,
-            env=environment,
+            # A crash is expected here: without this ggml would start a debugger, if there is one, and take seconds.
+            env={**os.environ, "GGML_NO_BACKTRACE": "1"},
         )
     except subprocess.TimeoutExpired:
-        return ChildResult(True, f"no answer within {timeout:.0f} s")
+        raise EngineUnavailableError(
+            f"a child process that tries the model gave no answer within {timeout:.0f} s",
+            hint="the machine may be overloaded or out of memory: try again when it is not",
+        ) from None
     except OSError as error:
         raise EngineUnavailableError(
             f"no child process could be started to try the model: {error}",
             hint="the engine tries each new model in a child process: allow it to start one",
         ) from error
     if done.returncode == 0:
-        try:
-            answer = json.loads(done.stdout.strip().splitlines()[-1])
-            return ChildResult(False, str(answer["error"]))
-        except (ValueError, IndexError, KeyError, TypeError):
-            return ChildResult(True, "the child process ended without an answer")
+        with contextlib.suppress(ValueError, IndexError, KeyError, TypeError):
+            return ChildResult(False, str(json.loads(done.stdout.strip().splitlines()[-1])["error"]))
+    tail = "".join(done.stderr.strip().splitlines()[-1:])
     if done.returncode < 0:
+        name = f"signal {-done.returncode}"
         with contextlib.suppress(ValueError):
-            return ChildResult(True, f"it died of {signal.Signals(-done.returncode).name}")
-    tail = done.stderr.strip().splitlines()[-1:] or [""]
-    return ChildResult(True, f"it ended with code {done.returncode} {tail[0]}".rstrip())
+            name = signal.Signals(-done.returncode).name
+        if name in _CRASHES:
+            return ChildResult(True, f"it died of {name}")
+        tail = f"killed by {name}"
+    if (
+        sys.platform == "win32" and done.returncode > 0xBFFFFFFF
+    ):  # an NTSTATUS of severity "error", e.g. access violation
+        return ChildResult(True, f"it died of {done.returncode:#x}")
+    raise EngineUnavailableError(
+        f"a child process that tries the model ended with code {done.returncode}: {tail or 'no reason given'}",
+        hint="this says nothing about the model: free memory, or see whether Python itself works here",
+    )
 
 
 def main() -> None:

@@ -29,7 +29,7 @@
 // ggml-cpu.cpp asks for it by this name; see above.
 extern "C" ggml_backend_buffer_type_t ggml_backend_cpu_kleidiai_buffer_type(void);
 
-#if (defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__)) || \
+#if (defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)) || \
     (defined(__AVXVNNI__) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__))
 
 #include <immintrin.h>
@@ -95,11 +95,18 @@ struct file_block {
     int8_t qs[BLOCK];
 };
 
-// One block of each row of a group; as large as the file's blocks that it replaces.
+// A group of rows is as large as the file's blocks that it replaces: first the values of all its blocks, so that no
+// vector crosses a cache line, then their half-precision scales.
 struct weight_block {
-    uint16_t d[ROWS];                    // half-precision scales
-    uint8_t qs[BLOCK / 4][ROWS][4];      // lane r of vector j: values 4j .. 4j+3 of row r, plus 128
+    uint8_t qs[BLOCK / 4][ROWS][4];  // lane r of vector j: values 4j .. 4j+3 of row r, plus 128
 };
+struct weight_scales {
+    uint16_t d[ROWS];
+};
+
+inline weight_block * group(void * weights, int64_t g, int64_t n_blocks) {
+    return (weight_block *) ((char *) weights + g * n_blocks * ROWS * (int64_t) sizeof(file_block));
+}
 
 struct activation_block {
     float d;
@@ -108,7 +115,7 @@ struct activation_block {
 };
 
 static_assert(sizeof(file_block) == 34, "as ggml packs it");
-static_assert(sizeof(weight_block) == ROWS * sizeof(file_block), "repacking keeps the size");
+static_assert(sizeof(weight_block) + sizeof(weight_scales) == ROWS * sizeof(file_block), "repacking keeps the size");
 static_assert(sizeof(activation_block) == 40, "no padding");
 
 void quantize(const float * x, activation_block * out, int64_t n_blocks) {
@@ -151,6 +158,7 @@ void quantize(const float * x, activation_block * out, int64_t n_blocks) {
 // ROWS outputs of T tokens. `out` is strided by tokens.
 template <int T>
 void multiply(const weight_block * w, const activation_block * a, int64_t n_blocks, float * out, int64_t stride) {
+    const auto * scales = (const weight_scales *) (w + n_blocks);
     floats total[T];
     for (int t = 0; t < T; t++) {
         total[t] = zero();
@@ -168,7 +176,7 @@ void multiply(const weight_block * w, const activation_block * a, int64_t n_bloc
                 sum[t] = dot(sum[t], weights, set_ints(four));
             }
         }
-        const floats d = load_halves(w[b].d);
+        const floats d = load_halves(scales[b].d);
         for (int t = 0; t < T; t++) {
             total[t] = add_product(total[t], sum[t], scale(d, a[t * n_blocks + b].d));
         }
@@ -219,7 +227,7 @@ class traits : public ggml::cpu::tensor_traits {
         for (int64_t c = params->ith; c * chunk < n_groups; c = ggml_threadpool_chunk_add(params->threadpool, 1)) {
             const int64_t end = c * chunk + chunk < n_groups ? c * chunk + chunk : n_groups;
             for (int64_t g = c * chunk; g < end; g++) {
-                const auto * w = (const weight_block *) weights->data + g * n_blocks;
+                const weight_block * w = group(weights->data, g, n_blocks);
                 int64_t t = 0;
                 if (dense) {
                     const int64_t stride = op->nb[1] / sizeof(float);
@@ -241,14 +249,15 @@ class traits : public ggml::cpu::tensor_traits {
     static void repack(const ggml_tensor * tensor, const void * data) {
         const int64_t n_blocks = tensor->ne[0] / BLOCK;
         const auto * from = (const file_block *) data;
-        auto * to = (weight_block *) tensor->data;
         for (int64_t g = 0; g < tensor->ne[1] / ROWS; g++) {
-            for (int64_t b = 0; b < n_blocks; b++, to++) {
+            weight_block * to = group(tensor->data, g, n_blocks);
+            auto * scales = (weight_scales *) (to + n_blocks);
+            for (int64_t b = 0; b < n_blocks; b++) {
                 for (int r = 0; r < ROWS; r++) {
                     const file_block & block = from[(g * ROWS + r) * n_blocks + b];
-                    to->d[r] = block.d;
+                    scales[b].d[r] = block.d;
                     for (int i = 0; i < BLOCK; i++) {
-                        to->qs[i / 4][r][i % 4] = (uint8_t) (block.qs[i] ^ 0x80);
+                        to[b].qs[i / 4][r][i % 4] = (uint8_t) (block.qs[i] ^ 0x80);
                     }
                 }
             }
@@ -302,8 +311,8 @@ class gelu : public ggml::cpu::tensor_traits {
 
 ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     static traits instance;
-    tensor->extra = fits(tensor) ? &instance : nullptr;
-    return GGML_STATUS_SUCCESS;
+    tensor->extra = &instance;
+    return fits(tensor) ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;  // supports_op lets no other tensor come here
 }
 
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
