@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from edge_embed import Embedder
@@ -184,3 +187,19 @@ def test_random_lengths_live_against_transformers(model: str, converted: dict[tu
     texts = [" ".join(random.choice(words, n)) for n in (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377)]
     with Embedder(converted[model, "f16"]) as embedder:
         assert cosines(embedder.encode(texts), oracle.MODELS[model](texts)).min() > 0.9999
+
+
+@settings(max_examples=25)
+@given(chosen=st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=12))
+def test_any_batch_in_any_order_gives_a_text_its_own_vector(chosen: list[int], alone: dict[str, Any]) -> None:
+    """MiniLM in F16, real weights and texts: cosine of at least 0.9999 to the text computed alone."""
+    texts = [TEXTS[i] for i in chosen]
+    found = alone["embedder"].encode(texts)
+    assert cosines(found, alone["vectors"][chosen]).min() >= 0.9999
+
+
+@pytest.fixture(scope="module")
+def alone(converted: dict[tuple[str, str], Path]) -> Iterator[dict[str, Any]]:
+    """An Embedder of MiniLM in F16, and each text's vector computed by itself."""
+    with Embedder(converted["minilm", "f16"]) as embedder:
+        yield {"embedder": embedder, "vectors": np.array([embedder.encode(text) for text in TEXTS])}
