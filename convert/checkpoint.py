@@ -16,10 +16,10 @@ import math
 import re
 import reprlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ ITEM_BYTES = {
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 READABLE = ("F32", "F16", "BF16")
+ADAPTER_CONFIG = "adapter_config.json"
+_Opened = TypeVar("_Opened", bound="Weights")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -111,42 +113,35 @@ class Fields:
         return CheckpointError(f"{self.file}: {key!r} is {short(self.values.get(key))}, expected {expected}")
 
 
-class Checkpoint:
-    """An opened folder: ``config`` and ``tensors`` by name; ``close()`` (or ``with``) closes the weight files.
+class Weights:
+    """Safetensors files of one folder: ``tensors`` by name, read in chunks of rows; ``close()`` closes the files.
 
     Attributes:
-        folder: where the weights, config.json and tokenizer lie.
-        config: config.json.
-        tensors: every tensor of every shard.
+        folder: where the files lie.
+        tensors: every tensor of every file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Read config.json and the headers of the weights.
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        """Read the headers of the files.
 
         Raises:
-            CheckpointError: a file is missing, truncated or corrupt.
-            UnsupportedCheckpointError: only pickled weights, or an adapter without its base.
+            CheckpointError: a file is missing, truncated or corrupt, or a tensor is in two of them.
         """
         self.folder = folder
-        if not folder.is_dir():
-            raise CheckpointError(f"{folder} is not a folder", hint="pass the folder of a downloaded checkpoint")
-        self.config = self.json("config.json")
         self._files: dict[str, BinaryIO] = {}
         self._lock = threading.Lock()
-        self._index: Mapping[str, str] = {}
         self.tensors: dict[str, TensorRef] = {}
         try:
-            for file in self._weight_files():
+            for file in files:
                 for ref in self._read_header(file):
                     if ref.name in self.tensors:
                         raise CheckpointError(f"{file}: tensor {ref.name!r} is also in another shard")
                     self.tensors[ref.name] = ref
-            self._check_index()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self: _Opened) -> _Opened:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -157,12 +152,10 @@ class Checkpoint:
             file.close()
         self._files.clear()
 
-    def json(self, name: str) -> Fields:
-        """A JSON object of the folder; CheckpointError where it is missing or malformed."""
-        return read_json(self.folder, name)
-
-    def has(self, name: str) -> bool:
-        return (self.folder / name).is_file()
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(ref.nbytes for ref in self.tensors.values())
 
     def read_rows(self, ref: TensorRef, first: int, count: int) -> Float32Array:
         """Rows ``first .. first+count`` as float32 ``[count, n_cols]``; bf16 and f16 are widened exactly.
@@ -190,48 +183,8 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Digest of the weights: of the file where there is one, else of the lines ``digest  name`` of the shards."""
-        lines = []
-        for name in sorted(self._files):
-            digest = hashlib.sha256()
-            with (self.folder / name).open("rb") as file:
-                while chunk := file.read(2**20):
-                    digest.update(chunk)
-            lines.append(f"{digest.hexdigest()}  {name}\n")
+        lines = [f"{_sha256_of(self.folder / name)}  {name}\n" for name in sorted(self._files)]
         return lines[0][:64] if len(lines) == 1 else hashlib.sha256("".join(lines).encode()).hexdigest()
-
-    def _weight_files(self) -> list[str]:
-        if self.has("adapter_config.json"):
-            raise UnsupportedCheckpointError(
-                f"{self.folder.name} is an adapter (adapter_config.json), not a whole model",
-                hint="merge it into its base model and save that with save_pretrained",
-            )
-        if self.has("model.safetensors"):
-            return ["model.safetensors"]
-        if self.has("model.safetensors.index.json"):
-            weight_map = self.json("model.safetensors.index.json").mapping("weight_map")
-            for tensor, file in weight_map.values.items():
-                if not isinstance(file, str) or not is_plain_name(file) or not file.endswith(".safetensors"):
-                    raise CheckpointError(
-                        f"{weight_map.file}: tensor {tensor!r} is said to be in {short(file)}, "
-                        "expected the name of a .safetensors file of the folder"
-                    )
-            if not weight_map.values:
-                raise CheckpointError(f"{weight_map.file} is empty")
-            self._index = weight_map.values
-            return sorted(set(weight_map.values.values()))
-        pickles = [p.name for p in sorted(self.folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
-        if pickles:
-            raise UnsupportedCheckpointError(
-                f"{self.folder.name} has its weights only as pickle ({pickles[0]}); loading a pickle runs "
-                "whatever code is in it, so it is refused",
-                hint="save the model as safetensors where you trust it: model.save_pretrained(folder)",
-            )
-        raise CheckpointError(f"{self.folder.name}: model.safetensors is missing, and so is its index")
-
-    def _check_index(self) -> None:
-        for name, file in self._index.items():
-            if name not in self.tensors or self.tensors[name].file != file:
-                raise CheckpointError(f"{file}: tensor {name!r} is in the index but not in the file")
 
     def _read_header(self, name: str) -> list[TensorRef]:
         try:
@@ -258,6 +211,88 @@ class Checkpoint:
         if end != size:
             raise CheckpointError(f"{name}: {size - end} bytes belong to no tensor")
         return refs
+
+
+class Checkpoint(Weights):
+    """An opened folder: ``config`` and ``tensors`` by name; ``close()`` (or ``with``) closes the weight files.
+
+    Attributes:
+        folder: where the weights, config.json and tokenizer lie.
+        config: config.json.
+        tensors: every tensor of every shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read config.json and the headers of the weights.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or corrupt.
+            UnsupportedCheckpointError: only pickled weights, or an adapter without its base.
+        """
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder} is not a folder", hint="pass the folder of a downloaded checkpoint")
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise UnsupportedCheckpointError(
+                f"{folder.name} is an adapter ({ADAPTER_CONFIG}), not a whole model",
+                hint="convert its base model with --merge-lora ADAPTER, or the adapter itself with --base DIR",
+            )
+        self.config = read_json(folder, "config.json")
+        index = _index(folder)
+        super().__init__(folder, sorted(set(index.values())) if index else [_single_file(folder)])
+        try:
+            for name, file in index.items():
+                if name not in self.tensors or self.tensors[name].file != file:
+                    raise CheckpointError(f"{file}: tensor {name!r} is in the index but not in the file")
+        except BaseException:
+            self.close()
+            raise
+
+    def json(self, name: str) -> Fields:
+        """A JSON object of the folder; CheckpointError where it is missing or malformed."""
+        return read_json(self.folder, name)
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """Tensor -> shard, as the index of the shards says; empty where there is one file."""
+    if (folder / "model.safetensors").is_file() or not (folder / "model.safetensors.index.json").is_file():
+        return {}
+    weight_map = read_json(folder, "model.safetensors.index.json").mapping("weight_map")
+    for tensor, file in weight_map.values.items():
+        if not isinstance(file, str) or not is_plain_name(file) or not file.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{weight_map.file}: tensor {tensor!r} is said to be in {short(file)}, "
+                "expected the name of a .safetensors file of the folder"
+            )
+    if not weight_map.values:
+        raise CheckpointError(f"{weight_map.file} is empty")
+    return dict(weight_map.values)
+
+
+def _single_file(folder: Path) -> str:
+    if (folder / "model.safetensors").is_file():
+        return "model.safetensors"
+    pickles = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+    if pickles:
+        raise UnsupportedCheckpointError(
+            f"{folder.name} has its weights only as pickle ({pickles[0]}); loading a pickle runs "
+            "whatever code is in it, so it is refused",
+            hint="save the model as safetensors where you trust it: model.save_pretrained(folder)",
+        )
+    raise CheckpointError(f"{folder.name}: model.safetensors is missing, and so is its index")
+
+
+def _sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(2**20):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path.name} cannot be read: {error}") from error
+    return digest.hexdigest()
 
 
 def _tensor_ref(name: str, entry: Any, file: str, start: int, size: int) -> TensorRef:
