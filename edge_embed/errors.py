@@ -12,18 +12,25 @@
     │   └── InputFileError         a file of texts that cannot be read as asked
     ├── ModelError                 the model file
     │   ├── ModelNotFoundError     no such file or known model
+    │   ├── ModelMissingError      a known model that is not on this machine yet
     │   ├── ModelFileError         not a GGUF, truncated, corrupt, or refused by the engine
     │   └── UnsupportedModelError  a sound file that this runtime cannot embed faithfully
     ├── ConversionError            the checkpoint that is being converted
     │   ├── CheckpointError        a file, tensor, shape or value in it is missing or wrong
     │   ├── UnsupportedCheckpointError  a family, tokenizer or module that is not converted faithfully
     │   └── OutputFileError        the result cannot be written (disk full, no permission)
-    └── EngineError                the native library and the machine
-        ├── EngineUnavailableError llama-cpp-python is missing, or its layout is not the one we know
-        ├── EngineMemoryError      a context or batch could not be allocated
-        ├── EngineClosedError      used after close()
-        ├── NonFiniteError         the model produced NaN or infinity for named texts
-        └── ComputeError           the engine returned an error code
+    ├── EngineError                the native library and the machine
+    │   ├── EngineUnavailableError llama-cpp-python is missing, or its layout is not the one we know
+    │   ├── EngineMemoryError      a context or batch could not be allocated
+    │   ├── EngineClosedError      used after close()
+    │   ├── NonFiniteError         the model produced NaN or infinity for named texts
+    │   └── ComputeError           the engine returned an error code
+    └── HubError                   downloading from the Hugging Face hub
+        ├── HubNotFoundError       no such repository, revision or file, or it is private
+        ├── HubAccessError         gated, or the token is missing or not good enough
+        ├── HubUnavailableError    offline, no connection, or the hub does not answer
+        ├── DownloadError          what came is not what the hub had promised, or is not taken
+        └── DiskSpaceError         not enough room for what would be downloaded
 
 This module knows messages and codes. It raises nothing and imports nothing of ours.
 """
@@ -105,6 +112,10 @@ class ModelNotFoundError(ModelError):
     """No such file, and no known model of that name."""
 
 
+class ModelMissingError(ModelError):
+    """A model that is known by name and not on this machine yet."""
+
+
 class ModelFileError(ModelError):
     """The file is not a GGUF, is truncated or corrupt, or the engine refused it."""
 
@@ -168,7 +179,31 @@ class ComputeError(EngineError):
     """The engine returned an error code."""
 
 
-# Leaf -> (HTTP status, exit code). Exit codes: 2 usage and input, 3 model, 4 conversion, 5 engine.
+class HubError(EdgeEmbedError):
+    """Downloading from the Hugging Face hub."""
+
+
+class HubNotFoundError(HubError):
+    """There is no such repository, revision or file, or it is private."""
+
+
+class HubAccessError(HubError):
+    """The repository is gated or private, and the token is missing or not good enough."""
+
+
+class HubUnavailableError(HubError):
+    """Offline, no connection, or the hub does not answer."""
+
+
+class DownloadError(HubError):
+    """What came is not what the hub had promised (cut off, another checksum), or is not taken."""
+
+
+class DiskSpaceError(HubError):
+    """There is not enough room for what would be downloaded."""
+
+
+# Leaf -> (HTTP status, exit code). Exit codes: 2 usage and input, 3 model, 4 conversion, 5 engine, 6 download.
 CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     InvalidTextError: (422, 2),
     TextTooLongError: (400, 2),
@@ -177,6 +212,7 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     UnknownPromptError: (400, 2),
     InputFileError: (400, 2),
     ModelNotFoundError: (404, 3),
+    ModelMissingError: (404, 3),
     ModelFileError: (500, 3),
     UnsupportedModelError: (501, 3),
     CheckpointError: (500, 4),
@@ -187,6 +223,11 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     EngineClosedError: (503, 5),
     NonFiniteError: (500, 5),
     ComputeError: (500, 5),
+    HubNotFoundError: (404, 6),
+    HubAccessError: (403, 6),
+    HubUnavailableError: (503, 6),
+    DownloadError: (502, 6),
+    DiskSpaceError: (507, 6),
 }
 
 

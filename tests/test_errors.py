@@ -57,7 +57,13 @@ def test_exactly_the_leaves_have_codes() -> None:
 
 
 def test_statuses_are_http_errors_and_exit_codes_follow_the_branch() -> None:
-    branches = {errors.InputError: 2, errors.ModelError: 3, errors.ConversionError: 4, errors.EngineError: 5}
+    branches = {
+        errors.InputError: 2,
+        errors.ModelError: 3,
+        errors.ConversionError: 4,
+        errors.EngineError: 5,
+        errors.HubError: 6,
+    }
     expected = {kind: code for kind in CODES for base, code in branches.items() if issubclass(kind, base)}
     assert expected == {kind: code for kind, (_, code) in CODES.items()}
     assert {True} == {400 <= status < 600 for status, _ in CODES.values()}
