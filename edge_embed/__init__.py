@@ -10,7 +10,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["EdgeEmbedError", "EmbedResult", "Embedder", "Usage", "__version__"]
+__all__ = [
+    "EdgeEmbedError",
+    "EmbedResult",
+    "Embedder",
+    "RankedDocument",
+    "RerankResult",
+    "Reranker",
+    "Usage",
+    "__version__",
+]
 
 # In a checkout, convert/ and models/ lie beside this folder and not in it (an installed package has them inside).
 # Python prefers the folder that it is started in, so without this line it would find half a package there.
@@ -20,12 +29,16 @@ if not os.path.isdir(os.path.join(__path__[0], "convert")):  # noqa: PTH112, PTH
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
     from edge_embed.errors import EdgeEmbedError
-    from edge_embed.types import EmbedResult, Usage
+    from edge_embed.reranker import Reranker
+    from edge_embed.types import EmbedResult, RankedDocument, RerankResult, Usage
 
 _HOMES = {
     "EdgeEmbedError": "edge_embed.errors",
     "EmbedResult": "edge_embed.types",
     "Embedder": "edge_embed.embedder",
+    "RankedDocument": "edge_embed.types",
+    "RerankResult": "edge_embed.types",
+    "Reranker": "edge_embed.reranker",
     "Usage": "edge_embed.types",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
@@ -10,24 +11,23 @@ from typing import cast
 import numpy as np
 
 from edge_embed import postprocess, prompts
-from edge_embed.batching import pack
 from edge_embed.catalogue import resolve
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
-from edge_embed.model_info import read_model_info
-from edge_embed.progress import Progress
-from edge_embed.tokenizer import Tokenizer, check_text, from_library, wordpiece
+from edge_embed.model_info import read_model_info, require_embeddings
+from edge_embed.running import compute, open_model, usage
+from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
     AnyArray,
     EmbedResult,
     Encoding,
     Engine,
     Float32Array,
+    Lora,
     ModelInfo,
     Pooling,
     Precision,
     Truncate,
-    Usage,
 )
 
 
@@ -46,9 +46,11 @@ class Embedder:
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default.
         gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
+        lora: a LoRA adapter in a GGUF of its own, added while the model computes.
+        lora_scale: how much of it is added; 1 is the adapter as trained.
 
     Raises:
-        ModelNotFoundError, ModelFileError, UnsupportedModelError: the model.
+        ModelNotFoundError, ModelFileError, UnsupportedModelError: the model or its adapter.
         EngineUnavailableError, EngineMemoryError: the machine.
         InvalidOptionError, InvalidDimensionError, UnknownPromptError: an argument.
     """
@@ -65,27 +67,24 @@ class Embedder:
         n_threads: int | None = None,
         n_batch: int | None = None,
         gpu_layers: int | None = None,
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
     ) -> None:
-        from edge_embed.engine import bindings
-        from edge_embed.engine.llama import LlamaEngine
-        from edge_embed.engine.probe import probe
-
         header = read_header(resolve(model))
         info = read_model_info(header, pooling=pooling, max_tokens=max_tokens)
+        require_embeddings(info)
         postprocess.check_dim(truncate_dim, info.n_embd)
-        usable = probe(info, bindings.load().library)
-        engine = LlamaEngine(
+        engine, tokenizer = open_model(
+            header,
             info,
-            n_threads=n_threads,
-            n_batch=n_batch,
-            gpu_layers=gpu_layers,
-            use_extra_bufts=usable.use_extra_bufts,
+            {
+                "n_threads": n_threads,
+                "n_batch": n_batch,
+                "gpu_layers": gpu_layers,
+                "lora": None if lora is None else Lora(os.fspath(lora), lora_scale),
+            },
         )
         try:
-            if header.metadata.get("tokenizer.ggml.model") == "bert":
-                tokenizer = wordpiece(info, header.metadata)
-            else:
-                tokenizer = from_library(info, header.metadata, engine.tokenize)
             self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name)
         except BaseException:
             engine.close()
@@ -173,12 +172,19 @@ class Embedder:
         )
         prefix = self._prefix(prompt, prompt_name, instruction)
         encodings, positions = self._encode_once(texts, prefix, truncate, max_tokens)
-        raw = self._run(encodings, show_progress_bar)
+        raw = compute(
+            self._engine,
+            encodings,
+            self._engine.n_embd,
+            action="embedding",
+            unit="texts",
+            show_progress_bar=show_progress_bar,
+        )
         guilty = np.flatnonzero(~np.isfinite(raw).all(axis=1))
         if normalize is None:
             normalize = self.info.normalize
         finished = postprocess.finish(raw, dim=dim, normalize=normalize, precision=precision)
-        result = _result(finished[positions], encodings, positions)
+        result = EmbedResult(finished[positions], *usage(encodings, positions))
         if len(guilty):
             raise NonFiniteError(np.flatnonzero(np.isin(positions, guilty)).tolist(), result)
         return result
@@ -298,11 +304,11 @@ class Embedder:
 
     def _encode_once(
         self, texts: Sequence[str], prefix: str, truncate: Truncate, max_tokens: int | None
-    ) -> tuple[list[Encoding], AnyArray]:
+    ) -> tuple[list[Encoding], list[int]]:
         """Encodings of the distinct texts, and for each text which of them is its own."""
         seen: dict[str, int] = {}
         encodings: list[Encoding] = []
-        positions = np.empty(len(texts), dtype=np.int64)
+        positions: list[int] = []
         for index, text in enumerate(texts):
             checked = check_text(text, index)
             if checked not in seen:
@@ -312,17 +318,8 @@ class Embedder:
                         checked, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens
                     )
                 )
-            positions[index] = seen[checked]
+            positions.append(seen[checked])
         return encodings, positions
-
-    def _run(self, encodings: Sequence[Encoding], show_progress_bar: bool) -> Float32Array:
-        limits = self._engine.limits
-        raw = np.empty((len(encodings), self._engine.n_embd), dtype=np.float32)
-        with Progress("embedding", len(encodings), "texts", enabled=show_progress_bar) as progress:
-            for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max):
-                raw[list(batch.indices)] = self._engine.decode(batch)
-                progress.advance(batch.n_seqs)
-        return raw
 
     # Life
 
@@ -375,17 +372,3 @@ def _checked_prompt(name: str, text: str) -> str:
     except UnicodeEncodeError:
         raise InvalidOptionError(f"{name} holds a lone surrogate, which no encoding can carry") from None
     return text
-
-
-def _result(vectors: AnyArray, encodings: Sequence[Encoding], positions: AnyArray) -> EmbedResult:
-    used = np.array([encoding.n_tokens for encoding in encodings], dtype=np.int32)
-    original = np.array([encoding.n_original for encoding in encodings], dtype=np.int32)
-    n_tokens, n_original = used[positions], original[positions]
-    usage = Usage(
-        n_texts=len(positions),
-        n_computed=len(encodings),
-        n_tokens=int(n_tokens.sum()),
-        n_tokens_computed=int(used.sum()),
-        n_truncated=int((n_original > n_tokens).sum()),
-    )
-    return EmbedResult(vectors, n_tokens, n_original, usage)

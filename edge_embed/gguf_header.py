@@ -12,7 +12,7 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,12 +47,14 @@ class TensorInfo:
         shape: ggml order, the contiguous axis first: a ``[rows, columns]`` matrix is ``(columns, rows)``.
         type_name: e.g. ``Q8_0``.
         n_bytes: size of its data.
+        offset: where in the file its data begins.
     """
 
     name: str
     shape: tuple[int, ...]
     type_name: str
     n_bytes: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class GgufHeader:
         size_bytes: its size.
         metadata: key -> int, float, bool, str, or a list of one of these.
         tensors: name -> entry.
+        kinds: key -> GGUF's number of its type, for what is handed to code that does not ask.
     """
 
     path: Path
     size_bytes: int
     metadata: dict[str, Any] = field(repr=False)
     tensors: dict[str, TensorInfo] = field(repr=False)
+    kinds: dict[str, int] = field(default_factory=dict, repr=False)
 
 
 def read_header(path: str | Path) -> GgufHeader:
@@ -90,12 +94,13 @@ def read_header(path: str | Path) -> GgufHeader:
             if size < 24:
                 raise _MalformedError(f"{size} bytes are too few for a header")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                metadata, tensors = _Reader(data, size).read()
+                reader = _Reader(data, size)
+                metadata, tensors = reader.read()
     except _MalformedError as error:
         raise ModelFileError(f"{path} is not a sound GGUF file: {error}", hint="download or convert it again") from None
     except OSError as error:
         raise ModelFileError(f"{path} cannot be read: {error.strerror or error}") from error
-    return GgufHeader(path, size, metadata, tensors)
+    return GgufHeader(path, size, metadata, tensors, reader.kinds)
 
 
 class _MalformedError(Exception):
@@ -107,6 +112,7 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap, size: int) -> None:
         self._data, self._size, self._at = data, size, 0
+        self.kinds: dict[str, int] = {}
 
     def read(self) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
         magic = self._take(4)
@@ -126,7 +132,8 @@ class _Reader:
                 raise _MalformedError("a key is empty")
             if key in metadata:
                 raise _MalformedError(f"the key {key!r} occurs twice")
-            metadata[key] = self._value(key, self._scalar("I"))
+            self.kinds[key] = self._scalar("I")
+            metadata[key] = self._value(key, self.kinds[key])
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 8 or alignment > 1 << 20 or alignment & (alignment - 1):
             raise _MalformedError(f"general.alignment is {alignment!r}, not a power of two of at least 8")
@@ -145,7 +152,7 @@ class _Reader:
                     f"tensor {info.name!r} ends {missing} bytes behind the end: the file is truncated"
                 )
             expected = -(-(offset + info.n_bytes) // alignment) * alignment
-            tensors[info.name] = info
+            tensors[info.name] = replace(info, offset=start + offset)
         return metadata, tensors
 
     @property

@@ -19,9 +19,13 @@ MRL_DIMENSIONS: Final = "edge_embed.mrl_dimensions"  # array of uint32
 PROMPT: Final = "edge_embed.prompt."  # + name: string
 DEFAULT_PROMPT_NAME: Final = "edge_embed.default_prompt_name"  # string
 INSTRUCTION_TEMPLATE: Final = "edge_embed.instruction_template"  # string with {instruction}
+RERANK_TEMPLATE: Final = "edge_embed.rerank.template"  # string with {query}, {document} and perhaps {instruction}
+RERANK_INSTRUCTION: Final = "edge_embed.rerank.instruction"  # string, for calls that give none
+RERANK_ACTIVATION: Final = "edge_embed.rerank.activation"  # string: sigmoid, identity
 RECIPE: Final = "edge_embed.quantization.recipe"  # string, the type asked for: q8_0, ...
 FALLBACKS: Final = "edge_embed.quantization.fallbacks"  # array of strings "tensor: asked -> got (why)"
 SOURCE_SHA256: Final = "edge_embed.source.sha256"  # string, digest of the source safetensors
+SOURCE_LORA_SHA256: Final = "edge_embed.source.lora_sha256"  # string, digest of the adapter that was merged
 SOURCE_REPOSITORY: Final = "edge_embed.source.repository"  # string
 SOURCE_REVISION: Final = "edge_embed.source.revision"  # string
 

@@ -14,8 +14,8 @@ from typing import Any, Final, cast
 from edge_embed import keys
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
-from edge_embed.prompts import INSTRUCTION_SLOT
-from edge_embed.types import ModelInfo, Pooling
+from edge_embed.prompts import INSTRUCTION_SLOT, rerank_problem, split_instruction
+from edge_embed.types import Activation, ModelInfo, Pooling, RerankInfo
 
 # llama.h, enum llama_pooling_type
 POOLING_BY_ID: Final[dict[int, Pooling]] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
@@ -92,6 +92,7 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     _check_tokenizer(read)
     repairs: list[str] = []
     resolved, source = _pooling(read, arch, pooling)
+    rerank = _rerank(header, read, arch, n_embd) if resolved == "rank" else None
     limit = min(read.count(keys.MAX_TOKENS, _MAX_CONTEXT, default=n_ctx_train), n_ctx_train)
     if limit < 4:
         raise ModelFileError(f"{read.path}: {keys.MAX_TOKENS} or context_length is {limit}: no room for text")
@@ -120,12 +121,13 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         default_prompt_name=read.text(keys.DEFAULT_PROMPT_NAME, "") or None,
         instruction_template=_template(read),
         mrl_dimensions=tuple(sorted(d for d in read.integers(keys.MRL_DIMENSIONS) if 1 <= d <= n_embd)),
-        eds_token_id=_eds_token(read, n_vocab, repairs),
+        eds_token_id=None if rerank and rerank.template else _eds_token(read, n_vocab, repairs),
         unicode_normalization=_normalization(read, arch, repairs),
         types=dict(Counter(tensor.type_name for tensor in header.tensors.values()).most_common()),
         size_bytes=header.size_bytes,
         license=read.text("general.license", ""),
         repairs=tuple(repairs),
+        rerank=rerank,
     )
 
 
@@ -144,14 +146,89 @@ def _pooling(read: _Metadata, arch: str, asked: Pooling | None) -> tuple[Pooling
             f"{read.path} does not say how hidden states are pooled, and models of the architecture {arch!r} differ",
             hint='pass pooling="mean", "cls" or "last" (--pooling), as the model\'s card says',
         )
-    if found == "rank":
-        raise UnsupportedModelError(
-            f"{read.path} is a reranker: it scores pairs and has no embeddings",
-            hint="choose an embedding model",
-        )
-    if found not in ("mean", "cls", "last"):
+    if found not in ("mean", "cls", "last") and not (found == "rank" == POOLING_BY_ID.get(stored)):
         raise InvalidOptionError(f"unknown pooling {found!r}", hint="one of mean, cls, last")
     return found, source
+
+
+def require_embeddings(info: ModelInfo) -> None:
+    """Refuse a reranker where vectors are wanted.
+
+    Raises:
+        UnsupportedModelError: it is one.
+    """
+    if info.rerank is not None:
+        raise UnsupportedModelError(
+            f"{info.path} is a reranker: it scores pairs and has no embeddings",
+            hint="score with it (edge_embed.Reranker, `edge-embed rerank`), or choose an embedding model",
+        )
+
+
+def require_scores(info: ModelInfo) -> RerankInfo:
+    """The head of a reranker; an embedding model is refused.
+
+    Raises:
+        UnsupportedModelError: it is no reranker.
+    """
+    if info.rerank is None:
+        raise UnsupportedModelError(
+            f"{info.path} is an embedding model: it has no head that scores pairs",
+            hint="embed with it (edge_embed.Embedder, `edge-embed embed`), or choose a reranker; a Qwen3-Reranker "
+            "checkpoint becomes one with `edge-embed convert --reranker`",
+        )
+    return info.rerank
+
+
+def _rerank(header: GgufHeader, read: _Metadata, arch: str, n_embd: int) -> RerankInfo:
+    """The head that scores pairs. Where it is missing llama.cpp gives values of a hidden state, without a word."""
+    if arch in DECODERS and arch != "qwen3":
+        raise UnsupportedModelError(f"{read.path}: rerankers of the architecture {arch!r} are not supported")
+    head = header.tensors.get("cls.output.weight")
+    if head is None:
+        raise ModelFileError(
+            f"{read.path} is said to be a reranker and has no head (the tensor 'cls.output.weight')",
+            hint="what it would score with is not a score: convert the model again, with `edge-embed convert`",
+        )
+    labels = read.texts(f"{arch}.classifier.output_labels") or ["score"]  # llama.cpp's default is one output
+    if head.shape != (n_embd, len(labels)) and not (len(labels) == 1 and head.shape == (n_embd,)):
+        raise ModelFileError(
+            f"{read.path}: the tensor 'cls.output.weight' has shape {head.shape} instead of {(n_embd, len(labels))}"
+        )
+    # llama.cpp puts a softmax behind the head of qwen3: over one output it is always 1.
+    fits = sorted(labels) == ["no", "yes"] if arch == "qwen3" else len(labels) == 1
+    if not fits:
+        expected = "yes and no" if arch == "qwen3" else "one"
+        raise UnsupportedModelError(
+            f"{read.path}: the outputs of its head are {', '.join(labels[:10])}, expected {expected}",
+            hint="it sorts into classes and does not score pairs",
+        )
+    activation = read.text(keys.RERANK_ACTIVATION, "sigmoid")  # as sentence-transformers has it for one output
+    if activation not in ("sigmoid", "identity"):
+        raise ModelFileError(f"{read.path}: {keys.RERANK_ACTIVATION} is {activation!r}, not sigmoid or identity")
+    template, instruction = _rerank_template(read) if arch in DECODERS else (None, None)
+    return RerankInfo(
+        tuple(labels), cast(Activation, activation), template, instruction, head.type_name, head.offset
+    )
+
+
+def _rerank_template(read: _Metadata) -> tuple[str, str | None]:
+    """The template of a causal reranker and its default instruction, from our keys or from llama.cpp's."""
+    key, instruction = keys.RERANK_TEMPLATE, read.text(keys.RERANK_INSTRUCTION, "") or None
+    template = read.text(key, "")
+    if not template:
+        key = "tokenizer.chat_template.rerank"
+        template, instruction = split_instruction(read.text(key, ""))
+    if not template:
+        raise UnsupportedModelError(
+            f"{read.path} is a reranker, and nothing says how a query and a document are put to it",
+            hint=f"convert it again: {keys.RERANK_TEMPLATE} and {key} are both missing",
+        )
+    problem = rerank_problem(template)
+    if not problem and INSTRUCTION_SLOT in template and instruction is None:
+        problem = f"has {INSTRUCTION_SLOT}, and {keys.RERANK_INSTRUCTION} is missing"
+    if problem:
+        raise ModelFileError(f"{read.path}: {key} {problem}")
+    return template, instruction
 
 
 def _eds_token(read: _Metadata, n_vocab: int, repairs: list[str]) -> int | None:
@@ -269,6 +346,12 @@ class _Metadata:
         values = self._values.get(key, [])
         if not isinstance(values, list) or any(type(value) is not int for value in values):
             raise ModelFileError(f"{self.path}: {key} is not a list of integers")
+        return values
+
+    def texts(self, key: str) -> list[str]:
+        values = self._values.get(key, [])
+        if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+            raise ModelFileError(f"{self.path}: {key} is not a list of strings")
         return values
 
     def count(self, key: str, limit: int, default: int | None = None) -> int:

@@ -1,15 +1,20 @@
-"""Which text is put before an input: a named prompt, a literal one, or an instruction in the model's template.
+"""Which text is put around an input: a named prompt, a literal one, an instruction, or a reranker's template.
 
 Pure string work. A template is filled in one pass: nothing inside an instruction or a text is ever substituted.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from typing import Final
 
 from edge_embed.errors import InvalidOptionError, UnknownPromptError
 
 INSTRUCTION_SLOT = "{instruction}"
+_SLOT: Final = re.compile(r"\{(instruction|query|document)\}")
+# How Qwen3-Reranker names the task. llama.cpp's converter writes the default one in its place.
+_TASK: Final = re.compile(r"<Instruct>: (?P<task>[^\n{}]+)\n")
 
 
 def resolve(
@@ -61,3 +66,43 @@ def resolve(
         known = ", ".join(sorted(prompts)) or "none"
         raise UnknownPromptError(f"no prompt named {name!r}", hint=f"this model's prompts: {known}")
     return prompts[name]
+
+
+def rerank_problem(template: str) -> str:
+    """What is wrong with a reranker's template, or an empty string.
+
+    The document must come last: what a long pair loses is the document's end, and nothing behind it.
+    """
+    slots = _SLOT.findall(template)
+    for name in ("query", "document"):
+        if slots.count(name) != 1:
+            return f"has {{{name}}} {slots.count(name)} times, expected once"
+    if slots.count("instruction") > 1:
+        return "has {instruction} more than once"
+    return "" if slots[-1] == "document" else "does not have {document} last"
+
+
+def split_rerank_template(template: str) -> tuple[str, str]:
+    """What stands before and behind the document, in a template without a ``rerank_problem``."""
+    before, _, behind = template.partition("{document}")
+    return before, behind
+
+
+def fill_slots(text: str, query: str, instruction: str | None) -> str:
+    """A template's text before the document with its slots filled, in one pass: slots inside a query are ordinary text.
+
+    Args:
+        text: as ``split_rerank_template`` gives it.
+        query: fills ``{query}``.
+        instruction: fills ``{instruction}``; None only for a template without that slot.
+    """
+    values = {"query": query, "instruction": instruction or ""}
+    return _SLOT.sub(lambda slot: values[slot[1]], text)
+
+
+def split_instruction(template: str) -> tuple[str, str | None]:
+    """A template with its literal task replaced by ``{instruction}``, and the task; None where there is none."""
+    match = _TASK.search(template)
+    if match is None or INSTRUCTION_SLOT in template:
+        return template, None
+    return template[: match.start("task")] + INSTRUCTION_SLOT + template[match.end("task") :], match["task"]

@@ -113,6 +113,53 @@ class EmbedResult:
 
 
 @dataclass(frozen=True, slots=True)
+class RerankResult:
+    """Scores of pairs and what is known about them.
+
+    Attributes:
+        scores: float32 ``[n]`` in input order: the activation of the logits, a probability for most models.
+        logits: float32 ``[n]``: what the scores were made of; of causal rerankers the log-odds of *yes*.
+        n_tokens: int32 ``[n]``, tokens used of each pair, special tokens and template included.
+        n_original: int32 ``[n]``, tokens of each pair before truncation.
+        usage: totals; its texts are pairs.
+    """
+
+    scores: Float32Array
+    logits: Float32Array
+    n_tokens: Int32Array
+    n_original: Int32Array
+    usage: Usage
+
+    @property
+    def truncated(self) -> npt.NDArray[np.bool_]:
+        """bool ``[n]``: which pairs lost tokens."""
+        result: npt.NDArray[np.bool_] = self.n_original > self.n_tokens
+        return result
+
+
+@dataclass(frozen=True, slots=True)
+class RankedDocument:
+    """A document in its place: where it stood in the call, how it scored, and its text."""
+
+    index: int
+    score: float
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """An adapter file beside a model.
+
+    Attributes:
+        path: a GGUF that ``edge-embed convert ADAPTER --base DIR`` wrote.
+        scale: how much of it is added; 1 is the adapter as trained.
+    """
+
+    path: str
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLimits:
     """What one call of the engine may carry; checked in Python before every C call.
 
@@ -152,6 +199,31 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+Activation = Literal["sigmoid", "identity"]
+
+
+@dataclass(frozen=True, slots=True)
+class RerankInfo:
+    """What a GGUF says of its head that scores pairs.
+
+    Attributes:
+        labels: names of the head's outputs: ``yes`` and ``no`` in either order, or one.
+        activation: what makes a score of the logit (of the log-odds of yes, where there are two).
+        template: text with ``{query}``, ``{document}`` and perhaps ``{instruction}``; None where the tokenizer joins
+            the two texts with its separators.
+        instruction: fills ``{instruction}`` where a call gives none, or None.
+        head_type: the type that the head's rows are stored as.
+        head_offset: where in the file they begin.
+    """
+
+    labels: tuple[str, ...]
+    activation: Activation
+    template: str | None
+    instruction: str | None
+    head_type: str
+    head_offset: int
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a GGUF says of itself, with what had to be resolved from elsewhere.
@@ -179,6 +251,7 @@ class ModelInfo:
         size_bytes: size of the file.
         license: ``general.license`` or an empty string.
         repairs: one sentence for each flag that was missing or wrong and what was used instead.
+        rerank: how pairs are scored; None for an embedding model.
     """
 
     path: str
@@ -203,3 +276,4 @@ class ModelInfo:
     size_bytes: int = 0
     license: str = ""
     repairs: tuple[str, ...] = ()
+    rerank: RerankInfo | None = None

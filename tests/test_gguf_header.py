@@ -75,10 +75,11 @@ def test_tensors_of_gguf_py_are_listed_with_shape_type_and_size(tmp_path: Path) 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    offsets = {tensor.name: tensor.data_offset for tensor in gguf.GGUFReader(tmp_path / "x.gguf").tensors}
     expected = {
-        "a": TensorInfo("a", (64, 3), "F32", 768),
-        "b": TensorInfo("b", (7, 5, 2), "F16", 140),
-        "c": TensorInfo("c", (64, 4), "Q8_0", 4 * 2 * 34),
+        "a": TensorInfo("a", (64, 3), "F32", 768, offsets["a"]),
+        "b": TensorInfo("b", (7, 5, 2), "F16", 140, offsets["b"]),
+        "c": TensorInfo("c", (64, 4), "Q8_0", 4 * 2 * 34, offsets["c"]),
     }
     assert expected == read_header(tmp_path / "x.gguf").tensors
 

@@ -122,9 +122,10 @@ def test_what_cannot_be_resolved_names_the_option_to_pass(stored: Any) -> None:
     assert "--pooling" in caught.value.hint
 
 
-def test_a_reranker_is_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"tiny model\.gguf is a reranker"):
-        bert({"bert.pooling_type": 4})
+def test_a_reranker_without_a_head_is_refused() -> None:
+    for model in (bert, qwen3):
+        with pytest.raises(ModelFileError, match=r"tiny model\.gguf is said to be a reranker and has no head"):
+            model({"bert.pooling_type": 4, "qwen3.pooling_type": 4})
 
 
 @pytest.mark.parametrize("stored", [5, -2, 99])

@@ -251,3 +251,19 @@ def tiny_decoder(
             weights.vector(f"{block}.attn_q_norm.weight", head_dim, 1.0)
             weights.vector(f"{block}.attn_k_norm.weight", head_dim, 1.0)
     return metadata, weights.tensors
+
+
+RERANK_TEMPLATE = (
+    "<|im_start|>system\nJudge it.<|im_end|>\n<|im_start|>user\n<Instruct>: Find the answer\n<Query>: {query}\n"
+    "<Document>: {document}<|im_end|>\n<|im_start|>assistant\n"
+)
+
+
+def tiny_reranker(**options: Any) -> tuple[Metadata, Tensors]:
+    """The causal model with a head of two rows and a template, under the keys that llama.cpp's converter writes."""
+    metadata, tensors = tiny_decoder(pooling=4, **options)
+    head = np.random.default_rng(2).standard_normal((2, tensors["token_embd.weight"].shape[1]))
+    tensors["cls.output.weight"] = head.astype(np.float32)
+    metadata["qwen3.classifier.output_labels"] = ["yes", "no"]
+    metadata["tokenizer.chat_template.rerank"] = RERANK_TEMPLATE
+    return metadata, tensors

@@ -1,12 +1,13 @@
 """One loaded model and its context, over llama.cpp's low-level API: packed batches in, raw pooled vectors out.
 
-Two ways lead to a vector:
+Two ways lead to a vector, or to the logits of a reranker:
 
 * **pooled**: llama.cpp pools by itself (encoders; causal models with mean or cls pooling). A text must fit into one
   ubatch, so the context grows to the longest text seen.
-* **hidden**: for causal models with last-token pooling. Only the last token of each text is marked as output, a
-  ``cb_eval`` callback copies the tensor ``result_norm`` (the hidden states after the final norm) and stops the graph
-  there, so the vocabulary projection never runs. Where that tensor does not appear, the pooled way is taken instead.
+* **hidden**: for causal models with last-token pooling, and for causal rerankers, whose head is in ``head.py``. Only
+  the last token of each text is marked as output, a ``cb_eval`` callback copies the tensor ``result_norm`` (the hidden
+  states after the final norm) and stops the graph there, so the vocabulary projection never runs. Where that tensor
+  does not appear, the pooled way is taken instead.
 
 llama.cpp ends the process when a limit is broken, so every limit is checked here before the C call. One thread owns
 the model: calls from any thread are handed to it in order.
@@ -26,8 +27,9 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from edge_embed.batching import alone
-from edge_embed.engine import bindings
+from edge_embed.engine import adapter, bindings
 from edge_embed.engine.devices import default_threads
+from edge_embed.engine.head import read_head
 from edge_embed.errors import (
     ComputeError,
     EngineClosedError,
@@ -36,18 +38,19 @@ from edge_embed.errors import (
     InvalidOptionError,
     ModelFileError,
 )
-from edge_embed.types import Batch, EngineLimits, Float32Array, ModelInfo
+from edge_embed.gguf_header import read_header
+from edge_embed.types import Batch, EngineLimits, Float32Array, Lora, ModelInfo
 
 T = TypeVar("T")
 
 # llama.h
-_POOLING_ID: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3}
+_POOLING_ID: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _FLASH_ATTN_ENABLED, _FLASH_ATTN_AUTO = 1, -1
 _ROW: Final = 256  # llama.cpp rounds a context up to this many cells
 
-# Tokens of a batch. Attention pays for pairs of tokens of different texts, so more is slower for encoders (measured:
-# 192 to 256 is best for MiniLM), while a causal model of billions of weights wants its weights read less often.
-_BATCH_ENCODER, _BATCH_CAUSAL = 192, 512
+# Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower; a causal model of
+# billions of weights wants its weights read less often.
+_BATCH_ENCODER, _BATCH_CAUSAL = 384, 512
 # Most texts of a batch. llama.cpp sizes its output buffer as this times the vocabulary, even if it is never used:
 # 64 rows of a 151,936-token vocabulary are 39 MB. Its own ceiling is 256.
 _SEQ_MAX = 64
@@ -67,6 +70,7 @@ class LlamaEngine:
         use_extra_bufts: repack weights for AMX and the like; the probe decides this.
         gpu_layers: layers put on a GPU; all where the library supports one, by default.
         hidden: False takes the pooled way for causal models too.
+        lora: an adapter that is added while the model computes.
 
     Raises:
         EngineUnavailableError: the library is missing or does not fit.
@@ -85,6 +89,7 @@ class LlamaEngine:
         use_extra_bufts: bool = True,
         gpu_layers: int | None = None,
         hidden: bool = True,
+        lora: Lora | None = None,
     ) -> None:
         default_batch = _BATCH_CAUSAL if info.causal else _BATCH_ENCODER
         self.n_threads = _in_range("n_threads", default_threads() if n_threads is None else n_threads, 1, 512)
@@ -93,12 +98,16 @@ class LlamaEngine:
         if gpu_layers is not None:
             _in_range("gpu_layers", gpu_layers, -1, 1 << 20)
         n_seq_max = _in_range("n_seq_max", n_seq_max, 1, _SEQ_CEILING)
-        self._info = info
+        if lora is not None:
+            adapter.check(lora, read_header(info.path))
+        self._info, self._lora = info, lora
         self._lib = bindings.load()
         self._owner = _Owner()
         self._capacity = 0
         self._context: Any = None
-        self.hidden = hidden and info.causal and info.pooling == "last"
+        self._head = read_head(info) if info.causal else None
+        self.hidden = hidden and info.causal and (info.pooling == "last" or self._head is not None)
+        self._width = info.n_embd if info.rerank is None else len(info.rerank.labels)
         self._limits = EngineLimits(
             n_batch=n_batch,
             n_seq_max=n_seq_max,
@@ -132,6 +141,9 @@ class LlamaEngine:
 
     def decode(self, batch: Batch) -> Float32Array:
         """Raw pooled vectors of a batch, float32 ``[n_seqs, n_embd]``, in the batch's order.
+
+        Of a reranker the logits of its outputs, ``[n_seqs, n_labels]``, up to a constant for each pair where there
+        are two.
 
         A text whose values overflow poisons its neighbours and, through stale KV cells, later calls. So non-finite
         rows are looked for, the memory is cleared with its data, and the batch's members run alone: only the guilty
@@ -185,6 +197,13 @@ class LlamaEngine:
                 f"{self._info.path}: the engine sees vectors of {found[0]} and {found[1]} tokens, "
                 f"the metadata says {self._info.n_embd} and {self._info.n_vocab}"
             )
+        if self._info.rerank is not None and c.llama_model_n_cls_out(model) != self._width:
+            raise ModelFileError(
+                f"{self._info.path}: the engine sees a head of {c.llama_model_n_cls_out(model)} outputs, "
+                f"the metadata says {self._width}"
+            )
+        if self._lora is not None:
+            self._handles.adapter = adapter.load(self._lib, model, self._lora)
         self._grow(self._limits.n_batch)
 
     def _grow(self, n_tokens: int) -> None:
@@ -212,6 +231,8 @@ class LlamaEngine:
             bindings.last_complaint()
             handles.context = c.llama_init_from_model(handles.model, params)
             if handles.context:
+                if self._lora is not None:
+                    adapter.apply(self._lib, handles.context, handles.adapter, self._lora)
                 self._capacity = capacity
                 return
         raise EngineMemoryError(
@@ -251,18 +272,20 @@ class LlamaEngine:
             return self._pooled_rows(batch.n_seqs)
         rows = self._rows.take()
         if len(rows) == batch.n_seqs:
-            return rows
+            return rows if self._head is None else _product(rows, self._head)
         self.hidden = False  # no result_norm in this architecture's graph: let llama.cpp pool
         self._grow(batch.n_tokens)
         return self._decode(batch)
 
     def _pooled_rows(self, n_seqs: int) -> Float32Array:
-        rows = np.empty((n_seqs, self._info.n_embd), dtype=np.float32)
+        rows = np.empty((n_seqs, self._width), dtype=np.float32)
         for seq in range(n_seqs):
             pointer = self._lib.c.llama_get_embeddings_seq(self._handles.context, seq)
             if not pointer:
                 raise ComputeError(f"the engine gave no vector for text {seq} of the batch")
             ctypes.memmove(rows[seq].ctypes.data, pointer, rows.strides[0])
+        if self._info.rerank is not None and self._info.causal:  # llama.cpp ends qwen3's head with a softmax
+            rows = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
         return rows
 
     def _clear(self, *, data: bool) -> None:
@@ -353,6 +376,7 @@ class _Handles:
     def __init__(self, c: Any) -> None:
         self._c = c
         self.model: Any = None
+        self.adapter: Any = None  # freed with the model
         self.context: Any = None
 
     def free_context(self) -> None:
@@ -433,6 +457,12 @@ class _Owner:
         else:
             last()
         self._pool.shutdown(wait=True)
+
+
+def _product(rows: Float32Array, head: Float32Array) -> Float32Array:
+    with np.errstate(all="ignore"):  # what overflows is looked for by the caller
+        result: Float32Array = rows @ head.T
+    return result
 
 
 def _shutdown(owner: _Owner, handles: _Handles) -> None:

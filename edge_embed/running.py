@@ -1,0 +1,80 @@
+"""What embedding and reranking share: a model opened with its tokenizer, and encodings through its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from edge_embed.batching import pack
+from edge_embed.gguf_header import GgufHeader
+from edge_embed.progress import Progress
+from edge_embed.tokenizer import Tokenizer, from_library, wordpiece
+from edge_embed.types import Encoding, Engine, Float32Array, Int32Array, Lora, ModelInfo, Usage
+
+
+class EngineOptions(TypedDict, total=False):
+    """How a model is run; see ``engine.llama.LlamaEngine``."""
+
+    n_threads: int | None
+    n_batch: int | None
+    gpu_layers: int | None
+    lora: Lora | None
+
+
+def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> tuple[Engine, Tokenizer]:
+    """The engine and the tokenizer of a file. The caller closes the engine.
+
+    Raises:
+        ModelFileError: the engine refuses the file, or its vocabulary cannot be used.
+        EngineUnavailableError, EngineMemoryError: the machine.
+        InvalidOptionError: an option outside its range.
+    """
+    from edge_embed.engine import bindings
+    from edge_embed.engine.llama import LlamaEngine
+    from edge_embed.engine.probe import probe
+
+    usable = probe(info, bindings.load().library)
+    engine = LlamaEngine(info, use_extra_bufts=usable.use_extra_bufts, **options)
+    try:
+        if header.metadata.get("tokenizer.ggml.model") == "bert":
+            return engine, wordpiece(info, header.metadata)
+        return engine, from_library(info, header.metadata, engine.tokenize)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def compute(
+    engine: Engine, encodings: Sequence[Encoding], width: int, *, action: str, unit: str, show_progress_bar: bool
+) -> Float32Array:
+    """The engine's rows for encodings, float32 ``[n, width]``, in their order."""
+    limits = engine.limits
+    rows = np.empty((len(encodings), width), dtype=np.float32)
+    with Progress(action, len(encodings), unit, enabled=show_progress_bar) as progress:
+        for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max):
+            rows[list(batch.indices)] = engine.decode(batch)
+            progress.advance(batch.n_seqs)
+    return rows
+
+
+def usage(encodings: Sequence[Encoding], positions: Sequence[int]) -> tuple[Int32Array, Int32Array, Usage]:
+    """Tokens used and tokens before truncation of each input, and the totals.
+
+    Args:
+        encodings: of the distinct inputs.
+        positions: for each input, which of them is its own.
+    """
+    used = np.array([encoding.n_tokens for encoding in encodings], dtype=np.int32)
+    original = np.array([encoding.n_original for encoding in encodings], dtype=np.int32)
+    chosen = np.asarray(positions, dtype=np.int64)
+    n_tokens, n_original = used[chosen], original[chosen]
+    totals = Usage(
+        n_texts=len(chosen),
+        n_computed=len(encodings),
+        n_tokens=int(n_tokens.sum()),
+        n_tokens_computed=int(used.sum()),
+        n_truncated=int((n_original > n_tokens).sum()),
+    )
+    return n_tokens, n_original, totals
