@@ -220,7 +220,10 @@ class Checkpoint(Weights):
         folder: where the weights, config.json and tokenizer lie.
         config: config.json.
         tensors: every tensor of every shard.
+        notes: what was decided while opening it, one sentence each.
     """
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         """Read config.json and the headers of the weights.

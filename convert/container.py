@@ -3,13 +3,19 @@
 Knows the container and the file system. Knows nothing of what the tensors mean. The metadata and the table are
 written by gguf-py; the data is written here, in order, as it is computed, so nothing is held in memory and
 there is no second pass.
+
+Several conversions may write the same file at once: each has a part of its own, and the last to finish wins. A part
+is locked while it is written, so one that a killed process left behind is told from one in use, and removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +29,11 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from edge_embed.errors import OutputFileError
 
 from .architectures.family import KeyValue
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ALIGNMENT = 32  # GGUF's default, which needs no key
 
@@ -42,22 +53,33 @@ def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputFileError(f"{path} cannot be written: {error}") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        hint = "free some room, or write elsewhere (-o): nothing was left behind" if full else ""
+        raise OutputFileError(f"{path} cannot be written: {error.strerror or error}", hint=hint) from error
 
 
 class GGUFOutput:
-    """A context that writes ``NAME.part`` and renames it to ``NAME`` on success; any exception removes the part.
+    """A context that writes ``NAME.<random>.part``, renamed to ``NAME`` on success; any exception removes the part.
 
     The file is flushed to the disk before it is renamed, so a file of that name is always a whole one.
     """
 
-    def __init__(self, path: Path, arch: str, key_values: Sequence[KeyValue], tensors: Sequence[TensorInfo]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        arch: str,
+        key_values: Sequence[KeyValue],
+        tensors: Sequence[TensorInfo],
+        head: bytes | None = None,
+    ) -> None:
+        """``head``, where it is given, is everything in front of the data and its padding, and stands for the rest."""
         self.path = path
-        self.part = path.with_name(path.name + ".part")
+        self.part = path
         self.size = 0
         self._arch = arch
         self._key_values = key_values
         self._tensors = tensors
+        self._head = head
         self._digest = hashlib.sha256()
         self._file: BinaryIO | None = None
 
@@ -70,17 +92,22 @@ class GGUFOutput:
         with _as_output_error(self.path):
             if self.path.exists() and not self.path.is_file():
                 raise OutputFileError(f"{self.path} is not a file")
+            _remove_stale_parts(self.path)
             needed = sum(padded(t.nbytes) for t in self._tensors)
             free = shutil.disk_usage(self.path.parent).free
             if needed > free:
-                raise OutputFileError(f"{self.path} needs {needed} bytes, and its disk has {free} left")
+                raise OutputFileError(
+                    f"{self.path} needs {needed} bytes, and its disk has {free} left",
+                    hint="free some room, or write elsewhere (-o): nothing was written",
+                )
             try:
+                self._file = self._new_part()
                 self._write_head()
                 with self.part.open("rb") as head:
                     while chunk := head.read(2**20):
                         self._digest.update(chunk)
                         self.size += len(chunk)
-                self._file = self.part.open("ab")
+                self._file.seek(0, os.SEEK_END)
                 self.pad()
             except BaseException:
                 self._discard()
@@ -120,7 +147,24 @@ class GGUFOutput:
             self._discard()
             raise
 
+    def _new_part(self) -> BinaryIO:
+        """A new file beside the target, locked."""
+        while True:
+            part = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.part")
+            file = part.open("xb")
+            self.part = part
+            locked = _lock(file)
+            if locked is None:
+                return file
+            with contextlib.suppress(OSError):
+                if locked and os.path.samestat(part.stat(), os.fstat(file.fileno())):
+                    return file
+            file.close()  # taken for a stale one in the moment before the lock
+
     def _write_head(self) -> None:
+        if self._head is not None:
+            self.part.write_bytes(self._head)
+            return
         writer = GGUFWriter(None, self._arch)
         try:
             for entry in self._key_values:
@@ -144,7 +188,36 @@ class GGUFOutput:
             if self._file is not None:
                 self._file.close()
         with contextlib.suppress(OSError):
-            self.part.unlink(missing_ok=True)
+            if self.part != self.path:
+                self.part.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO) -> bool | None:
+    """Whether this process now holds the file, or None without locks; it lasts as long as the file is open."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return None
+    return True
+
+
+def _remove_stale_parts(path: Path) -> None:
+    """Remove what killed conversions to this path left behind; one that is being written stays.
+
+    Without ``flock`` (Windows) an open file cannot be removed, which comes to the same.
+    """
+    for part in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
+        with contextlib.suppress(OSError):
+            if fcntl is None:
+                part.unlink()
+                continue
+            with part.open("rb") as file:
+                if _lock(file):
+                    part.unlink()
 
 
 def padded(n: int) -> int:
