@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from edge_embed.errors import CheckpointError, InvalidOptionError, UnsupportedCheckpointError
-from edge_embed.types import Pooling
+from edge_embed.types import Activation, Pooling
 
 from .checkpoint import Checkpoint, Fields, is_inner_path, read_json, read_json_list, short
 
@@ -27,6 +27,10 @@ _BOOLEANS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
 }
 _POOLINGS: Mapping[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
+_ACTIVATIONS: Mapping[str, Activation] = {
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.linear.Identity": "identity",
+}
 _SANE_LENGTH = 2**24  # transformers writes 10**30 where a tokenizer has no limit
 # The instruction format of Qwen3-Embedding, e5-instruct and others; the end is kept as the model has it.
 _INSTRUCTION = re.compile(r"Instruct: (?P<task>[^\n{}]+)\n(?P<end>Query: ?)")
@@ -40,11 +44,13 @@ class Modules:
         transformer: folder of config.json, the weights and the tokenizer.
         pooling: config of the pooling module, or None without modules.json.
         normalize: whether vectors are made unit length (true where there is no modules.json).
+        alone: whether it lists the transformer and nothing else, as that of a cross-encoder does.
     """
 
     transformer: Path
     pooling: Fields | None
     normalize: bool
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +65,7 @@ class Settings:
         default_prompt_name: the prompt used when none is asked for, or None.
         instruction_template: the query prompt with ``{instruction}`` for its task, or None.
         mrl_dimensions: sizes that the vectors may be cut to, where the checkpoint says.
+        activation: what makes a score of a cross-encoder's logit; None for an embedding model.
         notes: what was decided without the checkpoint saying so, one sentence each.
     """
 
@@ -69,6 +76,7 @@ class Settings:
     default_prompt_name: str | None
     instruction_template: str | None
     mrl_dimensions: tuple[int, ...]
+    activation: Activation | None
     notes: tuple[str, ...]
 
 
@@ -99,6 +107,8 @@ def read_modules(folder: Path) -> Modules:
             )
         kinds.append(short_kind)
         paths.append(path)
+    if kinds == ["Transformer"]:
+        return Modules(folder / paths[0], None, False, alone=True)
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise UnsupportedCheckpointError(
             f"modules.json: the modules are {', '.join(kinds) or 'none'}; "
@@ -142,9 +152,11 @@ def read_settings(
         if (folder / "config_sentence_transformers.json").is_file()
         else Fields({}, "config_sentence_transformers.json")
     )
-    kind = whole.string("model_type", default="SentenceTransformer")
-    if kind != "SentenceTransformer":
-        raise UnsupportedCheckpointError(f"{whole.file}: model_type is {short(kind)}, expected SentenceTransformer")
+    ranks = pooling == "rank"
+    expected = "CrossEncoder" if ranks else "SentenceTransformer"
+    kind = whole.string("model_type", default=expected)
+    if kind != expected:
+        raise UnsupportedCheckpointError(f"{whole.file}: model_type is {short(kind)}, expected {expected}")
     prompts = _prompts(whole)
     default_name = whole.string("default_prompt_name") if whole.has("default_prompt_name") else None
     if default_name is not None and default_name not in prompts:
@@ -159,11 +171,12 @@ def read_settings(
     return Settings(
         pooling=pooling,
         normalize=modules.normalize,
-        max_tokens=_max_tokens(checkpoint, max_positions, lowercase),
+        max_tokens=_max_tokens(checkpoint, max_positions, lowercase, ranks),
         prompts=prompts,
         default_prompt_name=default_name,
         instruction_template=instruction_template(prompts.get("query", "")),
         mrl_dimensions=_mrl_dimensions(checkpoint.config, n_embd),
+        activation=_activation(whole, checkpoint.config) if ranks else None,
         notes=tuple(notes),
     )
 
@@ -201,6 +214,14 @@ def _pooling(
         if asked not in (None, pooling):
             raise InvalidOptionError(f"pooling {asked!r} was asked for, and the checkpoint has {pooling!r}")
         return pooling
+    if default == "rank":
+        if asked is not None:
+            raise InvalidOptionError(f"pooling {asked!r} was asked for, and a cross-encoder scores by its head")
+        return default
+    if modules.alone:
+        raise UnsupportedCheckpointError(
+            "modules.json: the modules are Transformer alone: nothing says how its hidden states become one vector"
+        )
     if asked is not None:
         if asked not in ("mean", "cls", "last"):
             raise InvalidOptionError(f"pooling {asked!r} cannot be converted", hint="one of: mean, cls, last")
@@ -222,7 +243,25 @@ def _prompts(whole: Fields) -> dict[str, str]:
     return prompts
 
 
-def _max_tokens(checkpoint: Checkpoint, max_positions: int, lowercase: bool | None) -> int:
+def _activation(whole: Fields, config: Fields) -> Activation:
+    """What sentence-transformers applies to a cross-encoder's one logit; the sigmoid where nothing is said."""
+    inner = config.mapping("sentence_transformers", default={})
+    for fields, key in (
+        (whole, "activation_fn"),
+        (inner, "activation_fn"),
+        (config, "sbert_ce_default_activation_function"),  # before sentence-transformers 4
+    ):
+        if fields.has(key):
+            name = fields.string(key)
+            if name in _ACTIVATIONS:
+                return _ACTIVATIONS[name]
+            raise UnsupportedCheckpointError(
+                f"{fields.file}: {key} is {short(name)}, and only a sigmoid or none is applied to scores"
+            )
+    return "sigmoid"
+
+
+def _max_tokens(checkpoint: Checkpoint, max_positions: int, lowercase: bool | None, ranks: bool) -> int:
     limit: int | None = None
     for name in ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json"):
         if not checkpoint.has(name):
@@ -230,9 +269,10 @@ def _max_tokens(checkpoint: Checkpoint, max_positions: int, lowercase: bool | No
         fields = checkpoint.json(name)
         if fields.boolean("do_lower_case", default=False) and not lowercase:
             raise UnsupportedCheckpointError(f"{name}: do_lower_case, and the tokenizer does not lowercase")
-        task = fields.string("transformer_task", default="feature-extraction")
-        if task != "feature-extraction":
-            raise UnsupportedCheckpointError(f"{name}: transformer_task is {short(task)}, expected feature-extraction")
+        expected = "sequence-classification" if ranks else "feature-extraction"
+        task = fields.string("transformer_task", default=expected)
+        if task != expected:
+            raise UnsupportedCheckpointError(f"{name}: transformer_task is {short(task)}, expected {expected}")
         if fields.has("max_seq_length"):
             limit = fields.integer("max_seq_length", low=1, high=2**53)
         break

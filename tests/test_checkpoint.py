@@ -421,12 +421,16 @@ def test_hyper_parameters_are_taken_from_the_file(bert: Path, qwen3: Path) -> No
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"architectures": ["BertForSequenceClassification"]}, "BertForSequenceClassification is not converted"),
+        ({"architectures": ["BertForSequenceClassification"]}, "sorts into 2 classes"),
         ({"architectures": ["BertForTokenClassification"]}, "labels tokens"),
         ({"architectures": ["BertLMHeadModel"]}, "decoder"),
-        ({"architectures": ["RobertaModel"], "model_type": "roberta"}, "'RobertaModel' .* is not supported"),
+        (
+            {"architectures": ["MPNetModel"], "model_type": "mpnet"},
+            "'mpnet' models are not converted",
+        ),
+        ({"architectures": ["XmodModel"], "model_type": "xmod"}, "'XmodModel' .* is not supported"),
         ({"architectures": ["BertModel"], "model_type": "xlm-roberta"}, "is not supported"),
-        ({"architectures": MISSING, "model_type": "t5"}, "model_type 't5' is not supported"),
+        ({"architectures": MISSING, "model_type": "t5"}, "'t5' models are not converted"),
         ({"architectures": [], "model_type": MISSING}, "is not supported"),
         ({"architectures": [7], "model_type": ["bert"]}, "is not supported"),
         ({"auto_map": {"AutoModel": "modeling.Own"}}, "auto_map"),

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 from gguf import GGUFValueType
 
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
-from edge_embed.types import Pooling
+from edge_embed.types import Float32Array, Pooling
 
 from ..checkpoint import READABLE, Fields, TensorRef, short
 
@@ -38,6 +39,8 @@ class Hyper:
         max_positions: most tokens that the model has positions for.
         sizes: the symbols that the family's tensor shapes are written in.
         key_values: ``{arch}.*`` entries.
+        notes: what was decided without config.json saying so, one sentence each.
+        computed: tensors of the GGUF that the checkpoint has no weights for, one row each.
     """
 
     n_layer: int
@@ -46,6 +49,8 @@ class Hyper:
     max_positions: int
     sizes: Mapping[str, int]
     key_values: tuple[KeyValue, ...]
+    notes: tuple[str, ...] = ()
+    computed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,37 @@ class Row:
     """A line of a data sheet: the checkpoint's name, the GGUF's name and the shape in symbols, row-major.
 
     In the names of a layer's tensors ``{i}`` stands for its number.
+
+    Attributes:
+        source: name in the checkpoint.
+        target: name in the GGUF.
+        shape: in the checkpoint.
+        first_layer: the first layer that has this tensor.
+        drop: the symbol for how many rows at the front are left out, or None.
+        plus: added to every value.
+        heads: the symbol for the number of heads whose rows are reordered, see ``values.rotary_row``, or None.
     """
 
     source: str
     target: str
     shape: tuple[str, ...]
+    first_layer: int = 0
+    drop: str | None = None
+    plus: float = 0.0
+    heads: str | None = None
+
+
+def linear(source: str, target: str, n_out: str, n_in: str) -> tuple[Row, Row]:
+    """The two lines of a linear layer with a bias."""
+    return (
+        Row(f"{source}.weight", f"{target}.weight", (n_out, n_in)),
+        Row(f"{source}.bias", f"{target}.bias", (n_out,)),
+    )
+
+
+def norm(source: str, target: str) -> tuple[Row, Row]:
+    """The two lines of a layer norm with a bias."""
+    return Row(f"{source}.weight", f"{target}.weight", ("embd",)), Row(f"{source}.bias", f"{target}.bias", ("embd",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +105,8 @@ class Family:
         hyper: reads and checks config.json.
         prefixes: prefixes of tensor names that some checkpoints have and others do not.
         renames: ``(regular expression, replacement)`` for older spellings.
+        own_code: the class in ``auto_map``'s ``AutoModel`` that this sheet stands for, as a regular expression, where
+            checkpoints of the family bring code of their own; None where they do not.
         tensors: those outside the layers.
         layer: those of each layer.
         skipped: ``(regular expression, reason)`` of tensors that are left out.
@@ -91,14 +124,26 @@ class Family:
     layer: tuple[Row, ...]
     skipped: tuple[tuple[str, str], ...]
     renames: tuple[tuple[str, str], ...] = field(default=())
+    own_code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor of the checkpoint under its name in the GGUF."""
+    """A tensor of the GGUF, and where its values come from; ``values.read_rows`` reads it.
+
+    Attributes:
+        ref: the tensor in the checkpoint; a made-up one where ``values`` has it.
+        name: its name in the GGUF.
+        plus: added to every value.
+        n_heads: heads whose rows are reordered; 0 where the rows stay.
+        values: the tensor itself, where it is not one of the transformer's weights.
+    """
 
     ref: TensorRef
     name: str
+    plus: float = 0.0
+    n_heads: int = 0
+    values: Float32Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +165,18 @@ def plan_tensors(
     """
     found: dict[str, TensorRef] = {}
     for name, ref in tensors.items():
-        plain = _plain_name(family, name)
+        plain = plain_name(family, name)
         if plain in found:
             raise CheckpointError(f"tensors {found[plain].name!r} and {name!r} are the same one")
         found[plain] = ref
 
     rows = list(family.tensors)
     for i in range(hyper.n_layer):
-        rows += [Row(r.source.format(i=i), r.target.format(i=i), r.shape) for r in family.layer]
+        rows += [
+            replace(r, source=r.source.format(i=i), target=r.target.format(i=i))
+            for r in family.layer
+            if i >= r.first_layer
+        ]
     planned = []
     for row in rows:
         if row.source not in found:
@@ -143,7 +192,11 @@ def plan_tensors(
             raise CheckpointError(
                 f"{ref.file}: tensor {ref.name!r} has dtype {ref.dtype}, expected one of {', '.join(READABLE)}"
             )
-        planned.append(PlannedTensor(ref, row.target))
+        if row.drop is not None:
+            ref = _without_first_rows(ref, hyper.sizes[row.drop])
+        n_heads = 0 if row.heads is None else hyper.sizes[row.heads]
+        planned.append(PlannedTensor(ref, row.target, row.plus, n_heads))
+    planned += [in_memory(name, np.array(values, dtype=np.float32)) for name, values in hyper.computed.items()]
 
     skipped = []
     for plain, ref in found.items():
@@ -157,7 +210,24 @@ def plan_tensors(
     return tuple(planned), tuple(sorted(skipped, key=lambda s: s.name))
 
 
-def _plain_name(family: Family, name: str) -> str:
+def in_memory(name: str, values: Float32Array) -> PlannedTensor:
+    """A planned tensor whose values are at hand."""
+    return PlannedTensor(TensorRef(name, "", "F32", values.shape, 0, values.nbytes), name, values=values)
+
+
+def _without_first_rows(ref: TensorRef, count: int) -> TensorRef:
+    """The same tensor from row ``count`` on: rows lie one after the other in the file."""
+    row_bytes = ref.nbytes // ref.shape[0]
+    return replace(
+        ref,
+        shape=(ref.shape[0] - count, *ref.shape[1:]),
+        offset=ref.offset + count * row_bytes,
+        nbytes=ref.nbytes - count * row_bytes,
+    )
+
+
+def plain_name(family: Family, name: str) -> str:
+    """A tensor's name as the data sheet has it: without a prefix, in the newer spelling."""
     for prefix in family.prefixes:
         if name.startswith(prefix):
             name = name[len(prefix) :]
