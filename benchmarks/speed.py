@@ -47,17 +47,24 @@ class Peer:
             cwd=_HERE,  # not the checkout: the worker imports the installed package
         )
 
+    def wait_until_ready(self) -> None:
+        """Until then it loads its model, on the cores that another is measured on."""
+        self._answer()
+
     def run(self, texts: list[str]) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(texts) + "\n")
         self._process.stdin.flush()
+        answer = json.loads(self._answer())
+        self.seconds.append(answer["seconds"])
+        self.peak_mb = answer["peak_mb"]
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise SystemExit(f"{self.name} ended with code {self._process.wait()}: run benchmarks/worker.py by hand")
-        answer = json.loads(line)
-        self.seconds.append(answer["seconds"])
-        self.peak_mb = answer["peak_mb"]
+        return line
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -93,6 +100,8 @@ def main() -> None:
         if name == "llama-cpp-python-stock":
             python = options.stock_python
         peers.append(Peer(name, python, options.checkpoint if torch else options.model, options.threads))
+    for peer in peers:
+        peer.wait_until_ready()
     size = -(-len(texts) // options.chunks)
     for start in range(0, len(texts), size):
         for turn in range(len(peers)):

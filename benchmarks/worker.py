@@ -55,6 +55,8 @@ def main() -> None:
     sys.stdout = sys.stderr  # a library's chatter must not get between the answers
     embed = PEERS[peer](model, threads)
     embed(["warm up", "the first call allocates what later ones use again"])
+    answers.write("ready\n")
+    answers.flush()
     for line in sys.stdin:
         texts = json.loads(line)
         start = time.perf_counter()

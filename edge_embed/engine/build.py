@@ -38,7 +38,7 @@ if sys.platform != "win32":
 LLAMA_CPP_PYTHON = "0.3.36"  # the one place where the version that is built is named
 
 HERE = Path(__file__).resolve().parent
-SOURCES = (HERE / "llama.cmake", HERE / "sound_amx.h", HERE / "native" / "q8_0_vnni.cpp")
+SOURCES = (HERE / "llama.cmake", HERE / "sound_amx.h", *sorted((HERE / "native").iterdir()))
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 LOG_TAIL = 60  # lines of the log shown on failure
 

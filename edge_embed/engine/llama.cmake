@@ -12,8 +12,8 @@ endif()
 #    directories below.
 set(LLAMA_BUILD_COMMON OFF)
 
-# 3. Fast Q8_0 on x86 processors with VNNI: see native/q8_0_vnni.cpp. ggml-cpu.cpp alone is told that there is a KleidiAI
-#    (an Arm library), because that is where another buffer type can be hooked in without a change to the sources.
+# 3. Kernels for x86 processors: see native/hook.cpp. ggml-cpu.cpp alone is told that there is a KleidiAI (an Arm
+#    library), because that is where kernels can be hooked in without a change to the sources.
 function(edge_embed_add_kernels)
     if(NOT TARGET ggml-cpu OR MSVC OR GGML_CPU_KLEIDIAI OR NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
         return()
@@ -21,10 +21,12 @@ function(edge_embed_add_kernels)
     get_target_property(ggml_src ggml-cpu SOURCE_DIR)
     set(hook "${ggml_src}/ggml-cpu/ggml-cpu.cpp")
     if(NOT EXISTS "${hook}")
-        message(WARNING "edge-embed: ${hook} is gone, so the library is built without the Q8_0 kernel")
+        message(WARNING "edge-embed: ${hook} is gone, so the library is built without the kernels")
         return()
     endif()
-    target_sources(ggml-cpu PRIVATE "${edge_embed_native}/q8_0_vnni.cpp")
+    foreach(kernel hook attention gelu q8_0_vnni)
+        target_sources(ggml-cpu PRIVATE "${edge_embed_native}/${kernel}.cpp")
+    endforeach()
     set_property(SOURCE "${hook}" TARGET_DIRECTORY ggml-cpu APPEND PROPERTY COMPILE_DEFINITIONS GGML_USE_CPU_KLEIDIAI)
 endfunction()
 set(edge_embed_native "${CMAKE_CURRENT_LIST_DIR}/native")

@@ -119,7 +119,7 @@ def compiled_features(system_info: str) -> set[str]:
     names = {name.strip() for name, _, value in entries if value.strip() not in ("", "0")}
     if (
         "SSE3" in names and "KLEIDIAI" in names
-    ):  # an Arm library's hook, which our x86 kernel uses: native/q8_0_vnni.cpp
+    ):  # an Arm library's hook, which our x86 kernels use: native/hook.cpp
         names = names - {"KLEIDIAI"} | {OWN_KERNEL}
     return names
 

@@ -8,58 +8,32 @@
 // activations stay signed. As (w + 128) a = w a + 128 a, the accumulator of a block starts at -128 times the sum of
 // its activations, which costs nothing. Activations are quantized as ggml does it: blocks of 32, scale max|x| / 127.
 //
-// GELU is here too: ggml looks each value up in a table, which takes as long as a product of this kind now does. The same
-// formula is computed for 16 (8) values at once instead, and without rounding to half precision.
-//
-// The file is added to the ggml-cpu library by llama.cmake and hooks in as an "extra buffer type", at the place that
-// ggml-cpu.cpp reserves for the Arm library KleidiAI, which no x86 build has. AMX, where there is any, comes first.
-// A load with use_extra_bufts=false does without the products (GELU stays). On processors without VNNI there is nothing in it.
+// On processors without VNNI there is nothing here. See hook.cpp for the way from ggml.
 
-#include "ggml-backend-impl.h"
 #include "ggml-cpu-impl.h"
-#include "ggml-cpu.h"
-#include "ggml-impl.h"
-#include "traits.h"
-#include "vec.h"
+#include "kernels.h"
+#include "vectors.h"
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// ggml-cpu.cpp asks for it by this name; see above.
-extern "C" ggml_backend_buffer_type_t ggml_backend_cpu_kleidiai_buffer_type(void);
+#if (EDGE_EMBED_LANES == 16 && defined(__AVX512VNNI__)) || \
+    (EDGE_EMBED_LANES == 8 && (defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))))
 
-#if (defined(__AVX512VNNI__) && defined(__AVX512VL__) && defined(__AVX512BW__) && defined(__AVX512DQ__)) || \
-    (defined(__AVXVNNI__) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__))
-
-#include <immintrin.h>
-
+namespace edge_embed::q8_0 {
 namespace {
 
-// The vector of the machine. EDGE_EMBED_Q8_0_YMM takes the narrow one on a machine that has both, for tests.
-#if defined(__AVX512VNNI__) && !defined(EDGE_EMBED_Q8_0_YMM)
-constexpr int ROWS = 16;  // rows of a group: one 32-bit lane each
+constexpr int ROWS = LANES;  // rows of a group: one 32-bit lane each
+#if EDGE_EMBED_LANES == 16
 using ints = __m512i;
-using floats = __m512;
 inline ints set_ints(int32_t x) { return _mm512_set1_epi32(x); }
 inline ints load_ints(const void * p) { return _mm512_loadu_si512(p); }
 inline ints dot(ints sum, ints u, ints s) { return _mm512_dpbusd_epi32(sum, u, s); }
-inline floats zero() { return _mm512_setzero_ps(); }
-inline floats load_halves(const uint16_t * p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *) p)); }
-inline floats scale(floats x, float by) { return _mm512_mul_ps(x, _mm512_set1_ps(by)); }
-inline floats add_product(floats sum, ints x, floats by) { return _mm512_fmadd_ps(_mm512_cvtepi32_ps(x), by, sum); }
-inline void store(float * p, floats x) { _mm512_storeu_ps(p, x); }
+inline floats to_floats(ints x) { return _mm512_cvtepi32_ps(x); }
 constexpr int TILE = 8;  // texts' tokens at a time: 8 + 8 accumulators of 32 registers
-inline floats load(const float * p) { return _mm512_loadu_ps(p); }
-inline floats set(float x) { return _mm512_set1_ps(x); }
-inline floats exponential(floats x) { return ggml_v_expf(x); }
-inline floats multiply(floats x, floats y) { return _mm512_mul_ps(x, y); }
-inline floats multiply_add(floats x, floats y, floats z) { return _mm512_fmadd_ps(x, y, z); }
-inline floats divide(floats x, floats y) { return _mm512_div_ps(x, y); }
 #else
-constexpr int ROWS = 8;
 using ints = __m256i;
-using floats = __m256;
 inline ints set_ints(int32_t x) { return _mm256_set1_epi32(x); }
 inline ints load_ints(const void * p) { return _mm256_loadu_si256((const __m256i *) p); }
 #if defined(__AVXVNNI__)
@@ -67,24 +41,8 @@ inline ints dot(ints sum, ints u, ints s) { return _mm256_dpbusd_avx_epi32(sum, 
 #else
 inline ints dot(ints sum, ints u, ints s) { return _mm256_dpbusd_epi32(sum, u, s); }
 #endif
-inline floats zero() { return _mm256_setzero_ps(); }
-inline floats load_halves(const uint16_t * p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *) p)); }
-inline floats scale(floats x, float by) { return _mm256_mul_ps(x, _mm256_set1_ps(by)); }
-inline floats add_product(floats sum, ints x, floats by) { return _mm256_fmadd_ps(_mm256_cvtepi32_ps(x), by, sum); }
-inline void store(float * p, floats x) { _mm256_storeu_ps(p, x); }
+inline floats to_floats(ints x) { return _mm256_cvtepi32_ps(x); }
 constexpr int TILE = 4;  // 4 + 4 accumulators of 16 registers
-inline floats load(const float * p) { return _mm256_loadu_ps(p); }
-inline floats set(float x) { return _mm256_set1_ps(x); }
-inline floats exponential(floats x) {
-#if defined(__AVX512F__)  // ggml has the wider one only
-    return _mm512_castps512_ps256(ggml_v_expf(_mm512_castps256_ps512(x)));
-#else
-    return ggml_v_expf(x);
-#endif
-}
-inline floats multiply(floats x, floats y) { return _mm256_mul_ps(x, y); }
-inline floats multiply_add(floats x, floats y, floats z) { return _mm256_fmadd_ps(x, y, z); }
-inline floats divide(floats x, floats y) { return _mm256_div_ps(x, y); }
 #endif
 
 constexpr int BLOCK = 32;  // values that share a scale, in Q8_0 and in the activations
@@ -157,7 +115,7 @@ void quantize(const float * x, activation_block * out, int64_t n_blocks) {
 
 // ROWS outputs of T tokens. `out` is strided by tokens.
 template <int T>
-void multiply(const weight_block * w, const activation_block * a, int64_t n_blocks, float * out, int64_t stride) {
+void products(const weight_block * w, const activation_block * a, int64_t n_blocks, float * out, int64_t stride) {
     const auto * scales = (const weight_scales *) (w + n_blocks);
     floats total[T];
     for (int t = 0; t < T; t++) {
@@ -178,17 +136,12 @@ void multiply(const weight_block * w, const activation_block * a, int64_t n_bloc
         }
         const floats d = load_halves(scales[b].d);
         for (int t = 0; t < T; t++) {
-            total[t] = add_product(total[t], sum[t], scale(d, a[t * n_blocks + b].d));
+            total[t] = multiply_add(to_floats(sum[t]), multiply(d, set(a[t * n_blocks + b].d)), total[t]);
         }
     }
     for (int t = 0; t < T; t++) {
         store(out + t * stride, total[t]);
     }
-}
-
-bool fits(const ggml_tensor * weights) {
-    return weights->type == GGML_TYPE_Q8_0 && ggml_n_dims(weights) == 2 && weights->ne[0] % BLOCK == 0 &&
-           weights->ne[1] % ROWS == 0;
 }
 
 class traits : public ggml::cpu::tensor_traits {
@@ -232,36 +185,18 @@ class traits : public ggml::cpu::tensor_traits {
                 if (dense) {
                     const int64_t stride = op->nb[1] / sizeof(float);
                     for (; t + TILE <= n_tokens; t += TILE) {
-                        multiply<TILE>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, stride);
+                        products<TILE>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, stride);
                     }
                     for (; t + 2 <= n_tokens; t += 2) {
-                        multiply<2>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, stride);
+                        products<2>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, stride);
                     }
                 }
                 for (; t < n_tokens; t++) {
-                    multiply<1>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, 0);
+                    products<1>(w, quantized + t * n_blocks, n_blocks, (float *) at(op, t) + g * ROWS, 0);
                 }
             }
         }
         return true;
-    }
-
-    static void repack(const ggml_tensor * tensor, const void * data) {
-        const int64_t n_blocks = tensor->ne[0] / BLOCK;
-        const auto * from = (const file_block *) data;
-        for (int64_t g = 0; g < tensor->ne[1] / ROWS; g++) {
-            weight_block * to = group(tensor->data, g, n_blocks);
-            auto * scales = (weight_scales *) (to + n_blocks);
-            for (int64_t b = 0; b < n_blocks; b++) {
-                for (int r = 0; r < ROWS; r++) {
-                    const file_block & block = from[(g * ROWS + r) * n_blocks + b];
-                    scales[b].d[r] = block.d;
-                    for (int i = 0; i < BLOCK; i++) {
-                        to[b].qs[i / 4][r][i % 4] = (uint8_t) (block.qs[i] ^ 0x80);
-                    }
-                }
-            }
-        }
     }
 
   private:
@@ -274,117 +209,50 @@ class traits : public ggml::cpu::tensor_traits {
     }
 };
 
-// GELU with tanh: x/2 (1 + tanh(u)) = x / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3).
-class gelu : public ggml::cpu::tensor_traits {
-  public:
-    static bool fits(const ggml_tensor * op) {
-        return op->op == GGML_OP_UNARY && ggml_get_unary_op(op) == GGML_UNARY_OP_GELU && op->type == GGML_TYPE_F32 &&
-               op->src[0]->type == GGML_TYPE_F32 && ggml_is_contiguous(op) && ggml_is_contiguous(op->src[0]);
-    }
-
-    bool work_size(int, const ggml_tensor *, size_t &) override { return false; }
-
-    bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
-        const int64_t n = ggml_nelements(op);
-        const int64_t n_vectors = n / ROWS;
-        const auto * x = (const float *) op->src[0]->data;
-        auto * y = (float *) op->data;
-        const int64_t last = n_vectors * (params->ith + 1) / params->nth;
-        for (int64_t i = n_vectors * params->ith / params->nth; i < last; i++) {
-            store(y + i * ROWS, vector(load(x + i * ROWS)));
-        }
-        if (params->ith == 0 && n % ROWS) {
-            float rest[ROWS] = {};
-            memcpy(rest, x + n_vectors * ROWS, n % ROWS * sizeof(float));
-            store(rest, vector(load(rest)));
-            memcpy(y + n_vectors * ROWS, rest, n % ROWS * sizeof(float));
-        }
-        return true;
-    }
-
-  private:
-    static floats vector(floats x) {
-        const floats minus_2u = multiply(x, multiply_add(multiply(x, x), set(-0.0713548162726f), set(-1.59576912161f)));
-        return divide(x, multiply_add(set(1.0f), exponential(minus_2u), set(1.0f)));
-    }
-};
-
-ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
-    static traits instance;
-    tensor->extra = &instance;
-    return fits(tensor) ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;  // supports_op lets no other tensor come here
-}
-
-void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
-    GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && tensor->extra);
-    traits::repack(tensor, data);
-}
-
-ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
-    ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
-    if (buffer) {
-        buffer->buft = type;
-        buffer->iface.init_tensor = init_tensor;
-        buffer->iface.set_tensor = set_tensor;
-        buffer->iface.get_tensor = nullptr;
-        buffer->iface.cpy_tensor = nullptr;
-    }
-    return buffer;
-}
-
-const char * get_name(ggml_backend_buffer_type_t) {
-    return "CPU_Q8_0_VNNI";
-}
-
-size_t get_alignment(ggml_backend_buffer_type_t) {
-    return 64;
-}
-
-class buffer_type : public ggml::cpu::extra_buffer_type {
-    static bool ours(const ggml_tensor * op) {
-        return op->op == GGML_OP_MUL_MAT && op->src[0]->buffer &&
-               op->src[0]->buffer->buft == ggml_backend_cpu_kleidiai_buffer_type();
-    }
-
-  public:
-    bool supports_op(ggml_backend_dev_t, const ggml_tensor * op) override {
-        return ours(op) && fits(op->src[0]) && op->src[1]->type == GGML_TYPE_F32 &&
-               op->src[1]->nb[0] == sizeof(float) &&
-               (!op->src[1]->buffer || ggml_backend_buft_is_host(op->src[1]->buffer->buft));
-    }
-
-    ggml::cpu::tensor_traits * get_tensor_traits(const ggml_tensor * op) override {
-        static gelu activation;
-        if (gelu::fits(op)) {
-            return &activation;
-        }
-        return ours(op) ? (ggml::cpu::tensor_traits *) op->src[0]->extra : nullptr;
-    }
-};
-
 }  // namespace
 
-ggml_backend_buffer_type_t ggml_backend_cpu_kleidiai_buffer_type(void) {
-    static buffer_type context;
-    static ggml_backend_buffer_type type = {
-        /* .iface   = */ {
-            /* .get_name       = */ get_name,
-            /* .alloc_buffer   = */ alloc_buffer,
-            /* .get_alignment  = */ get_alignment,
-            /* .get_max_size   = */ nullptr,
-            /* .get_alloc_size = */ nullptr,
-            /* .is_host        = */ nullptr,
-        },
-        /* .device  = */ ggml_backend_reg_dev_get(ggml_backend_cpu_reg(), 0),
-        /* .context = */ &context,
-    };
-    return &type;
+bool fits(const ggml_tensor * weights) {
+    return weights->type == GGML_TYPE_Q8_0 && ggml_n_dims(weights) == 2 && weights->ne[0] % BLOCK == 0 &&
+           weights->ne[1] % ROWS == 0;
 }
+
+ggml::cpu::tensor_traits * product() {
+    static traits instance;
+    return &instance;
+}
+
+void repack(const ggml_tensor * tensor, const void * data) {
+    const int64_t n_blocks = tensor->ne[0] / BLOCK;
+    const auto * from = (const file_block *) data;
+    for (int64_t g = 0; g < tensor->ne[1] / ROWS; g++) {
+        weight_block * to = group(tensor->data, g, n_blocks);
+        auto * scales = (weight_scales *) (to + n_blocks);
+        for (int64_t b = 0; b < n_blocks; b++) {
+            for (int r = 0; r < ROWS; r++) {
+                const file_block & block = from[(g * ROWS + r) * n_blocks + b];
+                scales[b].d[r] = block.d;
+                for (int i = 0; i < BLOCK; i++) {
+                    to[b].qs[i / 4][r][i % 4] = (uint8_t) (block.qs[i] ^ 0x80);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace edge_embed::q8_0
 
 #else  // no VNNI
 
-ggml_backend_buffer_type_t ggml_backend_cpu_kleidiai_buffer_type(void) {
+namespace edge_embed::q8_0 {
+
+bool fits(const ggml_tensor *) {
+    return false;
+}
+ggml::cpu::tensor_traits * product() {
     return nullptr;
 }
+void repack(const ggml_tensor *, const void *) {}
+
+}  // namespace edge_embed::q8_0
 
 #endif
