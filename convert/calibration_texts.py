@@ -143,4 +143,4 @@ OTHERS: Final[tuple[str, ...]] = (
     "Das Meeting ist um 3pm CET, bitte den Link im Kalender benutzen, gracias!",
 )  # fmt: skip
 
-CALIBRATION_TEXTS: Final[tuple[str, ...]] = ENGLISH + CODE + OTHERS
+TEXTS: Final[tuple[str, ...]] = ENGLISH + CODE + OTHERS
