@@ -1,4 +1,8 @@
-"""Where edge-embed keeps what it has found out or downloaded: one folder, named by the environment at call time."""
+"""Where edge-embed keeps what it has found out, and what it has downloaded or made.
+
+Two folders, named by the environment at call time: a cache that may be deleted at any moment, and models, which
+are large and were asked for. Neither is created here.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """``$EDGE_EMBED_CACHE``, else ``edge-embed`` in the platform's cache folder. Not created here."""
+    """``$EDGE_EMBED_CACHE``, else ``edge-embed`` in the platform's cache folder."""
     override = os.environ.get("EDGE_EMBED_CACHE")
     if override:
         return Path(override).expanduser()
@@ -19,3 +23,17 @@ def cache_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return base / "edge-embed"
+
+
+def models_dir() -> Path:
+    """``models`` in ``$EDGE_EMBED_HOME``, else in ``edge-embed`` of the platform's folder for data."""
+    override = os.environ.get("EDGE_EMBED_HOME")
+    if override:
+        return Path(override).expanduser() / "models"
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "edge-embed" / "models"

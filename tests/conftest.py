@@ -18,10 +18,14 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The user's cache stays untouched."""
+    """The user's cache and models stay untouched, and so does what Hugging Face's programs keep; no token is used."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGE_EMBED_CACHE", str(folder))
+        patch.setenv("EDGE_EMBED_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("huggingface")))
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "EDGE_EMBED_DOWNLOAD"):
+            patch.delenv(name, raising=False)
         yield folder
 
 

@@ -18,6 +18,7 @@ from edge_embed.cli.convert import convert
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
 from edge_embed.cli.models import list_models, show
+from edge_embed.cli.pull import pull
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
 from edge_embed.errors import EdgeEmbedError, OutputFileError, exit_code
@@ -98,11 +99,12 @@ Examples:
   edge-embed embed "a text" "another text"
   edge-embed embed -f articles.jsonl --field body -o vectors.npy
   edge-embed similarity "a cat" "a kitten" "a bank"
+  edge-embed pull qwen3-embedding-0.6b
   edge-embed convert ./Qwen3-Embedding-0.6B --type q8_0
 
 \b
 Exit codes: 0 done, 1 doctor found a problem, 2 texts or options, 3 model, 4 conversion or output, 5 engine,
-70 a bug, 130 interrupted, 141 the reader of the output went away.
+6 download, 70 a bug, 130 interrupted, 141 the reader of the output went away.
 """,
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
@@ -115,5 +117,5 @@ def main(debug: bool) -> None:
     del debug  # App.invoke reads it
 
 
-for _command in (embed, similarity, convert, show, list_models, doctor):
+for _command in (embed, similarity, convert, pull, show, list_models, doctor):
     main.add_command(_command)

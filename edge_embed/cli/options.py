@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from edge_embed.cli.pull import ensure
 from edge_embed.files import INPUT_FORMATS, InputFormat, format_of, read_file, read_stream
 
 if TYPE_CHECKING:
@@ -88,17 +89,22 @@ class ModelOptions:
     max_tokens: int | None
     threads: int | None
     batch_tokens: int | None
+    lora: tuple[str, float]
+    yes: bool
 
     def open(self) -> Embedder:
-        """Load the model."""
+        """Load the model, once it is here."""
         from edge_embed.embedder import Embedder
 
+        lora, scale = self.lora
         return Embedder(
-            self.model,
+            ensure(self.model, yes=self.yes),
             pooling=self.pooling,
             max_tokens=self.max_tokens,
             n_threads=self.threads,
             n_batch=self.batch_tokens,
+            lora=lora or None,
+            lora_scale=scale,
         )
 
 
@@ -190,7 +196,26 @@ def model_options(command: Command) -> Command:
         click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text, if not the file's."),
         click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores."),
         click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help="Tokens that the model is given at once."),
+        click.option(
+            "--lora",
+            metavar="FILE[:SCALE]",
+            default="",
+            callback=lambda _ctx, _param, value: lora_file(value),
+            help="A LoRA adapter (GGUF) to add to the model, as much of it as SCALE says; 1 by default.",
+        ),
+        click.option(
+            "-y", "--yes", is_flag=True, envvar="EDGE_EMBED_DOWNLOAD", help="Download a model that is missing unasked."
+        ),
     )  # fmt: skip
+
+
+def lora_file(value: str) -> tuple[str, float]:
+    """``FILE`` or ``FILE:SCALE`` in two; a colon that no number follows belongs to the name."""
+    path, _, scale = value.rpartition(":")
+    try:
+        return (path, float(scale)) if path else (value, 1.0)
+    except ValueError:
+        return value, 1.0
 
 
 def encode_options(command: Command) -> Command:
