@@ -29,8 +29,8 @@ from .quantize import RECIPES, encode_rows, tensor_bytes
 from .values import read_rows
 
 FTYPES = ("f32", "f16", "bf16")
-# Where llama.cpp's graphs add an adapter (llm_graph_context::build_lora_mm). It looks token embeddings up, too, with
-# both matrices transposed; that is left to merging.
+# Where llama.cpp's graphs add an adapter (llm_graph_context::build_lora_mm). It would do so to token embeddings, too,
+# and then ends the process where these are the output matrix as well.
 _COMPUTED = re.compile(r"blk\.\d+\.(attn_q|attn_k|attn_v|attn_qkv|attn_output|ffn_up|ffn_gate|ffn_down)\.weight")
 
 

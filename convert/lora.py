@@ -163,9 +163,13 @@ class MergedCheckpoint(Checkpoint):
         self.adapter = Adapter(adapter_folder)
         try:
             super().__init__(folder)
-            self._updates, ignored = match(self.adapter, family_of(self.config), self.tensors)
         except BaseException:
             self.adapter.close()
+            raise
+        try:
+            self._updates, ignored = match(self.adapter, family_of(self.config), self.tensors)
+        except BaseException:
+            self.close()
             raise
         self.notes = tuple(f"{self.adapter.folder.name}: {s.name} is left out: {s.reason}" for s in ignored)
         # Chunks of a matrix follow each other, so what was read for one serves the next; no more than a few are held.

@@ -1,10 +1,11 @@
-"""Progress of long work on stderr: a bar on a terminal, a plain line every few seconds otherwise.
+"""Progress of long work on stderr: a bar on a terminal, a plain line now and then otherwise.
 
 It writes only after a moment, so that short work stays silent, and never to stdout, which carries data.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -32,6 +33,7 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._interval = 0.1 if self._tty else 5.0
         self._done = 0
+        self._detail = ""
         self._written = False
 
     def __enter__(self) -> Progress:
@@ -47,20 +49,28 @@ class Progress:
         """Count ``n`` more units as done."""
         self._done += n
         now = time.monotonic()
-        if self._enabled and now - self._last >= self._interval:
+        interval = self._interval if self._tty else max(self._interval, (self._last - self._start) / 10)
+        if self._enabled and now - self._last >= interval:
             self._last = now
             self._write(final=False)
+
+    def reach(self, done: int, detail: str = "") -> None:
+        """Count up to ``done`` units; ``detail`` says what they belong to."""
+        self._detail = detail
+        self.advance(done - self._done)
 
     def _write(self, *, final: bool) -> None:
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = self._done / elapsed
         left = "" if final or not rate else f", {_duration((self._total - self._done) / rate)} left"
         counts = f"{self._amount(self._done)}/{self._amount(self._total)} {self._name}"
-        line = f"{counts}, {self._amount(rate)} {self._name}/s, {_duration(elapsed)}{left}"
+        detail = "" if final or not self._detail else f", {self._detail}"
+        line = f"{counts}, {self._amount(rate)} {self._name}/s, {_duration(elapsed)}{left}{detail}"
         if self._tty:
             filled = int(24 * self._done / self._total)
             bar = "█" * filled + "░" * (24 - filled)
-            self._stream.write(f"\r\x1b[K{self._label} {bar} {line}" + ("\n" if final else ""))
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be rewritten
+            self._stream.write("\r\x1b[K" + f"{self._label} {bar} {line}"[:width] + ("\n" if final else ""))
         else:
             self._stream.write(f"{self._label}: {line}\n")
         self._stream.flush()
@@ -74,6 +84,26 @@ class Progress:
         if self._unit == "B":
             return f"{value / 1e6:.1f}"
         return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
+
+
+class BytesProgress:
+    """A callback ``(bytes done, bytes in all, what)`` that shows itself as ``Progress``; leaving ends its line."""
+
+    def __init__(self, label: str, *, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self._label, self._enabled, self._stream = label, enabled, stream
+        self._shown: Progress | None = None
+
+    def __enter__(self) -> BytesProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown is not None:
+            self._shown.__exit__(None, None, None)
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        if self._shown is None:
+            self._shown = Progress(self._label, total, "B", enabled=self._enabled, stream=self._stream)
+        self._shown.reach(done, what)
 
 
 def _duration(seconds: float) -> str:

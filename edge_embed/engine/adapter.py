@@ -20,10 +20,9 @@ from edge_embed.types import Lora
 _FLOAT32: Final = 6  # GGUF's number of the type; llama.cpp reads alpha without asking for it
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
 _HALF: Final = re.compile(r"(?P<name>.+)\.lora_(?P<half>[ab])")
-# Where llama.cpp's graphs add an adapter: llm_graph_context::build_lora_mm and build_inp_embd.
-_COMPUTED: Final = re.compile(
-    r"token_embd\.weight|blk\.\d+\.(attn_q|attn_k|attn_v|attn_qkv|attn_output|ffn_up|ffn_gate|ffn_down)\.weight"
-)
+# Where llama.cpp's graphs add an adapter: llm_graph_context::build_lora_mm. Not token_embd: it is looked up there, with
+# A and B transposed, and where the embeddings are the output matrix, too, the process ends on the shapes.
+_COMPUTED: Final = re.compile(r"blk\.\d+\.(attn_q|attn_k|attn_v|attn_qkv|attn_output|ffn_up|ffn_gate|ffn_down)\.weight")
 _HINT: Final = "make the adapter again for this model: `edge-embed convert ADAPTER --base DIR`"
 
 
@@ -60,7 +59,8 @@ def check(lora: Lora, model: GgufHeader) -> None:
         match = _HALF.fullmatch(tensor.name)
         if match is None or _COMPUTED.fullmatch(match["name"]) is None:
             raise UnsupportedModelError(
-                f"{lora.path}: the tensor {tensor.name!r} would be left out: llama.cpp does not add an adapter there",
+                f"{lora.path}: the tensor {tensor.name!r} cannot be used: llama.cpp adds an adapter to the layers' "
+                "matrices only",
                 hint="merge the adapter while converting: `edge-embed convert DIR --merge-lora ADAPTER`",
             )
         if tensor.type_name not in _TYPES or len(tensor.shape) != 2:
@@ -82,11 +82,7 @@ def _check_pair(lora: Lora, model: GgufHeader, name: str, pair: dict[str, Tensor
     if changed is None:
         raise ModelFileError(f"{lora.path} changes {name!r}, which {model.path} does not have", hint=_HINT)
     a, b = pair["a"].shape, pair["b"].shape
-    if name == "token_embd.weight":  # rows of A are looked up instead of multiplied: both are stored transposed
-        shape, ranks = (b[1], a[1]), (a[0], b[0])
-    else:
-        shape, ranks = (a[0], b[1]), (a[1], b[0])
-    if shape != changed.shape or ranks[0] != ranks[1]:
+    if (a[0], b[1]) != changed.shape or a[1] != b[0]:
         raise ModelFileError(
             f"{lora.path}: lora_a {a} and lora_b {b} of {name!r} do not fit the model's {changed.shape}", hint=_HINT
         )

@@ -59,6 +59,7 @@ CASES = {
         "qwen3",
         _QWEN3,
         {
+            "lora_alpha": 4,
             "use_rslora": True,
             "rank_pattern": {"layers.0.self_attn.q_proj": 4, "down_proj": 2},
             "alpha_pattern": {"v_proj": 3, r"layers\.1\.mlp\.(gate|up)_proj": 9},
