@@ -1,18 +1,21 @@
-"""The parts of a tokenizer.json that both kinds of tokenizer have: vocabulary, added tokens, post-processor.
+"""The parts of a tokenizer.json that all kinds of tokenizer have: vocabulary, added tokens, steps, post-processor.
 
-Knows the file's structure, and trusts none of it. Knows nothing of the two models' own settings.
+Knows the file's structure, and trusts none of it. Knows nothing of the models' own settings.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gguf import TokenType
+from gguf import GGUFValueType, TokenType
 
+from edge_embed import keys
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 
+from .architectures.family import KeyValue
 from .checkpoint import Fields, short
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -20,18 +23,55 @@ TOKENIZER_FILE = "tokenizer.json"
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """One of ``added_tokens``; ``exact`` where it is found just as it is spelled, whatever stands around it."""
+    """One of ``added_tokens``, with how it is found: taking the spaces around it, as a whole word, after Unicode
+    normalization.
+    """
 
     id: int
     content: str
     special: bool
-    exact: bool
+    lstrip: bool
+    rstrip: bool
+    single_word: bool
+    normalized: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is found just as it is spelled, whatever stands around it."""
+        return not (self.lstrip or self.rstrip or self.single_word)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What the post-processor adds.
+
+    Attributes:
+        before: ids before a text.
+        after: ids after it.
+        separator: ids between the two texts of a pair that is otherwise framed as one text; None for other pairs.
+    """
+
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    separator: tuple[int, ...] | None = None
+
+
+def model_type(tokenizer: Fields) -> Any:
+    """The type of ``model``; files of 2020 do not name it, and ``tokenizers`` tells it by the fields."""
+    model = tokenizer.mapping("model").values
+    if "type" in model:
+        return model["type"]
+    if "merges" in model:
+        return "BPE"
+    if "unk_id" in model:
+        return "Unigram"
+    return "WordPiece" if "continuing_subword_prefix" in model else None
 
 
 def model_of(tokenizer: Fields, kind: str) -> Fields:
     """The object ``model``; UnsupportedCheckpointError where it is of another kind."""
     model = tokenizer.mapping("model")
-    if model.values.get("type") != kind:
+    if model_type(tokenizer) != kind:
         raise unsupported("model.type", model.values.get("type"))
     return model
 
@@ -57,9 +97,26 @@ def added_tokens(tokenizer: Fields) -> list[AddedToken]:
     for number, entry in enumerate(entries):
         fields = Fields(entry, f"{TOKENIZER_FILE}: added_tokens {number}")
         special = fields.boolean("special", default=False)
-        exact = not any(fields.boolean(key, default=False) for key in ("single_word", "lstrip", "rstrip"))
-        result.append(AddedToken(fields.integer("id"), fields.string("content"), special, exact))
+        flags = {key: fields.boolean(key, default=False) for key in ("lstrip", "rstrip", "single_word")}
+        normalized = fields.boolean("normalized", default=not special)
+        result.append(
+            AddedToken(fields.integer("id"), fields.string("content"), special, **flags, normalized=normalized)
+        )
     return result
+
+
+def added_key_values(added: Sequence[AddedToken], n_rows: int) -> list[KeyValue]:
+    """How added tokens are found, where that is not just as they are spelled."""
+    entries = []
+    for key, flag in (
+        (keys.ADDED_LSTRIP, "lstrip"),
+        (keys.ADDED_RSTRIP, "rstrip"),
+        (keys.ADDED_SINGLE_WORD, "single_word"),
+        (keys.ADDED_NORMALIZED, "normalized"),
+    ):
+        ids = sorted(token.id for token in added if token.id < n_rows and getattr(token, flag))
+        entries.append(KeyValue(key, ids, GGUFValueType.UINT32))
+    return [entry for entry in entries if entry.value]
 
 
 def token_table(
@@ -104,33 +161,34 @@ def check_distinct(tokens: Sequence[str]) -> None:
         seen[token] = i
 
 
-def post_processor_ids(tokenizer: Fields, types: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Ids that the post-processor puts before and after a single text; ByteLevel alone puts none.
+def template_of(tokenizer: Fields, types: Sequence[int]) -> Template:
+    """What the post-processor adds to a text and to a pair; ByteLevel alone adds nothing.
 
     Args:
         tokenizer: the whole file.
         types: as ``token_table`` gives them, to check that there are such tokens.
     """
     if not tokenizer.has("post_processor"):
-        return [], []
+        return Template()
     post = tokenizer.mapping("post_processor")
     parts = post.values.get("processors") if post.values.get("type") == "Sequence" else [post.values]
-    before: list[int] = []
-    after: list[int] = []
+    found: Template | None = None
     for part in parts if isinstance(parts, list) else []:
         if not isinstance(part, Mapping):
             raise unsupported("post_processor", post.values)
         kind = part.get("type")
-        if kind == "TemplateProcessing" and not before and not after:
-            before, after = _template_ids(Fields(part, f"{TOKENIZER_FILE}: post_processor"))
-        elif kind == "BertProcessing" and not before and not after:
-            before, after = [_pair_id(part.get("cls"))], [_pair_id(part.get("sep"))]
+        if kind == "TemplateProcessing" and found is None:
+            found = _template(Fields(part, f"{TOKENIZER_FILE}: post_processor"))
+        elif kind in ("BertProcessing", "RobertaProcessing") and found is None:
+            cls, sep = _pair_id(part.get("cls")), _pair_id(part.get("sep"))
+            found = Template((cls,), (sep,), (sep,) if kind == "BertProcessing" else (sep, sep))
         elif kind != "ByteLevel":
             raise unsupported("post_processor", post.values)
-    for i in before + after:
+    found = found or Template()
+    for i in found.before + found.after + (found.separator or ()):
         if i >= len(types) or types[i] == TokenType.UNUSED:
             raise CheckpointError(f"{TOKENIZER_FILE}: post_processor adds token {i}, which is not in the vocabulary")
-    return before, after
+    return found
 
 
 def _pair_id(value: Any) -> int:
@@ -139,25 +197,65 @@ def _pair_id(value: Any) -> int:
     raise CheckpointError(f"{TOKENIZER_FILE}: post_processor: {short(value)} is not a token and its id")
 
 
-def _template_ids(template: Fields) -> tuple[list[int], list[int]]:
+def _template(template: Fields) -> Template:
+    single = _stretches(template, "single")
+    if len(single) != 2:
+        raise unsupported("post_processor.single", template.values.get("single"))
+    before, after = single
+    pair = _stretches(template, "pair") if template.values.get("pair") else []
+    is_framed = len(pair) == 3 and (pair[0], pair[2]) == (before, after)
+    return Template(before, after, pair[1] if is_framed else None)
+
+
+def _stretches(template: Fields, key: str) -> list[tuple[int, ...]]:
+    """The ids before, between and after the texts of a template."""
     specials = template.mapping("special_tokens", default={})
-    pieces = template.values.get("single")
-    sides: tuple[list[int], list[int]] = ([], [])
-    n_texts = 0
+    pieces = template.values.get(key)
+    stretches: list[list[int]] = [[]]
     for piece in pieces if isinstance(pieces, list) else []:
         if isinstance(piece, dict) and "Sequence" in piece:
-            n_texts += 1
+            stretches.append([])
         elif isinstance(piece, dict) and isinstance(piece.get("SpecialToken"), dict):
             name = piece["SpecialToken"].get("id")
             ids = specials.mapping(str(name)).values.get("ids")
             if not isinstance(ids, list) or len(ids) != 1 or _as_id(ids[0]) < 0:
                 raise unsupported(f"post_processor token {short(name)}", ids)
-            sides[min(n_texts, 1)].append(ids[0])
+            stretches[-1].append(ids[0])
         else:
-            raise unsupported("post_processor.single", pieces)
-    if n_texts != 1:
-        raise unsupported("post_processor.single", pieces)
-    return sides
+            raise unsupported(f"post_processor.{key}", pieces)
+    return [tuple(ids) for ids in stretches]
+
+
+def steps_of(tokenizer: Fields) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The normalizers and the pre-tokenizers, in the newest spelling, sequences taken apart.
+
+    The ``tokenizers`` library reads every spelling there has been and writes the newest, so it is asked.
+    """
+    from tokenizers import Tokenizer
+
+    steps = {name: tokenizer.values.get(name) for name in ("normalizer", "pre_tokenizer")}
+    carrier = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""},
+        **steps,
+    }
+    try:
+        newest = json.loads(Tokenizer.from_str(json.dumps(carrier)).to_str())
+    except Exception as error:
+        raise UnsupportedCheckpointError(
+            f"{TOKENIZER_FILE}: the normalizer or pre_tokenizer is not one that is converted "
+            f"({short(steps, 300)}): {error}"
+        ) from None
+    return _flat(newest["normalizer"], "normalizers"), _flat(newest["pre_tokenizer"], "pretokenizers")
+
+
+def _flat(step: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
+    if step is None:
+        return []
+    if step["type"] != "Sequence":
+        return [step]
+    return [part for inner in step[key] for part in _flat(inner, key)]
 
 
 def token_text(config: Fields, key: str) -> str | None:

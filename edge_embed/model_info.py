@@ -9,25 +9,33 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final, cast
 
-from edge_embed import keys
+import numpy as np
+
+from edge_embed import catalogue, keys
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.prompts import INSTRUCTION_SLOT, rerank_problem, split_instruction
-from edge_embed.types import Activation, ModelInfo, Pooling, RerankInfo
+from edge_embed.types import Activation, Dense, DenseActivation, Float32Array, ModelInfo, Pooling, RerankInfo
 
 # llama.h, enum llama_pooling_type
 POOLING_BY_ID: Final[dict[int, Pooling]] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 
 # A family is listed here once a test compares it with the original model. The value is the pooling where all members
 # of the family agree on one. Encoders: attention looks both ways, no KV cache.
-ENCODERS: Final[dict[str, Pooling | None]] = {"bert": None}  # MiniLM is mean, bge is cls
-# Decoders: attention looks back.
-DECODERS: Final[dict[str, Pooling | None]] = {"qwen3": "last", "llama": None}
+ENCODERS: Final[dict[str, Pooling | None]] = {
+    "bert": None,  # MiniLM is mean, bge is cls; XLM-RoBERTa, too, goes by this name
+    "modern-bert": None,
+    "nomic-bert": None,
+    "gemma-embedding": "mean",
+}
+# Decoders: attention looks back, unless the file says otherwise, over a KV cache.
+DECODERS: Final[dict[str, Pooling | None]] = {"qwen2": None, "qwen3": "last", "llama": None}
 
-# tokenizer.ggml.model that the engine's tokenizer (or tokenizer.py, for bert) runs without dying on some text.
-_TOKENIZERS: Final = ("bert", "gpt2", "llama")
+# tokenizer.ggml.model that is rebuilt (rebuild.py), or that the engine's tokenizer runs without dying on some text.
+_TOKENIZERS: Final = ("bert", "gpt2", "llama", "t5")
 # tokenizer.ggml.pre whose words llama.cpp splits by hand-written code. The others go through std::regex, which recurses
 # once for each character: a run of some 20,000 overflows the stack and ends the process. Source: unicode.cpp,
 # unicode_regex_split_custom; llama-vocab.cpp, llm_tokenizer_bpe.
@@ -80,6 +88,10 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     """
     read = _Metadata(header)
     arch = read.text("general.architecture")
+    if header.metadata.get("general.type") == "adapter":
+        raise UnsupportedModelError(
+            f"{read.path} is an adapter, not a model of its own", hint="pass it beside its model, with --lora (lora=)"
+        )
     if arch not in ENCODERS and arch not in DECODERS:
         raise UnsupportedModelError(
             f"the architecture {arch!r} is not supported",
@@ -93,6 +105,8 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     repairs: list[str] = []
     resolved, source = _pooling(read, arch, pooling)
     rerank = _rerank(header, read, arch, n_embd) if resolved == "rank" else None
+    dense = _dense(read, n_embd)
+    n_vector = dense[-1].n_out if dense else n_embd
     limit = min(read.count(keys.MAX_TOKENS, _MAX_CONTEXT, default=n_ctx_train), n_ctx_train)
     if limit < 4:
         raise ModelFileError(f"{read.path}: {keys.MAX_TOKENS} or context_length is {limit}: no room for text")
@@ -102,17 +116,17 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
                 f"max_tokens is {max_tokens!r}", hint=f"give 4 to {n_ctx_train}, the model's positions"
             )
         limit = max_tokens
-    return ModelInfo(
+    info = ModelInfo(
         path=str(header.path),
         architecture=arch,
         name=read.text("general.name", header.path.stem),
-        n_embd=n_embd,
+        n_embd=n_vector,
         n_ctx_train=n_ctx_train,
         n_layer=n_layer,
         n_vocab=n_vocab,
         pooling=resolved,
         pooling_source=source,
-        causal=arch in DECODERS,
+        causal=arch in DECODERS and read.flag(f"{arch}.attention.causal", True),
         max_tokens=limit,
         normalize=read.flag(keys.NORMALIZE, True),
         prompts={
@@ -120,7 +134,7 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         },
         default_prompt_name=read.text(keys.DEFAULT_PROMPT_NAME, "") or None,
         instruction_template=_template(read),
-        mrl_dimensions=tuple(sorted(d for d in read.integers(keys.MRL_DIMENSIONS) if 1 <= d <= n_embd)),
+        mrl_dimensions=tuple(sorted(d for d in read.integers(keys.MRL_DIMENSIONS) if 1 <= d <= n_vector)),
         eds_token_id=None if rerank and rerank.template else _eds_token(read, n_vocab, repairs),
         unicode_normalization=_normalization(read, arch, repairs),
         types=dict(Counter(tensor.type_name for tensor in header.tensors.values()).most_common()),
@@ -128,6 +142,30 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         license=read.text("general.license", ""),
         repairs=tuple(repairs),
         rerank=rerank,
+        dense=dense,
+    )
+    return info if info.prompts and info.mrl_dimensions else _completed(info, header)
+
+
+def _completed(info: ModelInfo, header: GgufHeader) -> ModelInfo:
+    """With the prompts and sizes of the known model that the file is, where the file itself has none."""
+    entry = catalogue.identify(header.path, header.metadata)
+    if entry is None:
+        return info
+    notes = []
+    prompts, template, sizes = info.prompts, info.instruction_template, info.mrl_dimensions
+    if not prompts and entry.prompts:
+        prompts, template = dict(entry.prompts), template or entry.instruction_template
+        notes.append(f"the file has no prompts; those of {entry.repository} are used")
+    if not sizes and entry.mrl_dimensions:
+        sizes = entry.mrl_dimensions
+        notes.append(f"the file does not say to which sizes vectors can be cut; those of {entry.repository} are used")
+    return replace(
+        info,
+        prompts=prompts,
+        instruction_template=template,
+        mrl_dimensions=sizes,
+        repairs=(*info.repairs, *notes),
     )
 
 
@@ -139,6 +177,8 @@ def _pooling(read: _Metadata, arch: str, asked: Pooling | None) -> tuple[Pooling
     source = "file"
     if found in (None, "none"):
         found, source = {**ENCODERS, **DECODERS}[arch], "architecture"
+    if found is None and (entry := catalogue.identify(read.path, read.values)) is not None:
+        found, source = cast(Pooling, entry.pooling), "catalogue"
     if asked is not None:
         found, source = asked, "caller"
     if found is None:
@@ -240,7 +280,8 @@ def _eds_token(read: _Metadata, n_vocab: int, repairs: list[str]) -> int | None:
     if recorded >= n_vocab:
         raise ModelFileError(f"{read.path}: {keys.EDS_TOKEN_ID} is {recorded}, and there are {n_vocab} tokens")
     flagged = read.integer("tokenizer.ggml.eos_token_id", default=-1)
-    appended = flagged if read.flag("tokenizer.ggml.add_eos_token", False) else -1
+    is_unigram = read.text("tokenizer.ggml.model") == "t5"  # llama.cpp's default for it
+    appended = flagged if read.flag("tokenizer.ggml.add_eos_token", is_unigram) else -1
     if "[EDS]" in tokens:
         eds = tokens.index("[EDS]")
     elif recorded >= 0:
@@ -269,6 +310,10 @@ def _check_tokenizer(read: _Metadata) -> None:
         raise UnsupportedModelError(
             f"{read.path}: the tokenizer {model!r} is not supported", hint=f"supported: {', '.join(_TOKENIZERS)}"
         )
+    for key in (keys.PAIR_SEPARATOR, keys.ADDED_LSTRIP, keys.ADDED_RSTRIP, keys.ADDED_SINGLE_WORD,
+                keys.ADDED_NORMALIZED):  # fmt: skip
+        if any(not 0 <= token < len(read.tokens) for token in read.integers(key)):
+            raise ModelFileError(f"{read.path}: {key} has a token that is not in the vocabulary")
     if model == "gpt2" and pre not in _SOUND_PRE:
         raise UnsupportedModelError(
             f"{read.path}: the pre-tokenizer {pre!r} is not supported",
@@ -284,10 +329,33 @@ def _normalization(read: _Metadata, arch: str, repairs: list[str]) -> str:
         if form not in ("none", "NFC", "NFKC"):
             raise ModelFileError(f"{read.path}: {keys.UNICODE_NORMALIZATION} is {form!r}, not none, NFC or NFKC")
         return form
-    if read.text("tokenizer.ggml.pre", "") == "qwen2" and arch.startswith("qwen"):
-        repairs.append("the file does not record Unicode normalization; NFC is used, as Qwen tokenizers do")
+    pre = read.text("tokenizer.ggml.pre", "")
+    if (pre == "qwen2" and arch.startswith("qwen")) or (pre == arch == "modern-bert"):
+        whose = "Qwen" if pre == "qwen2" else "ModernBERT"
+        repairs.append(f"the file does not record Unicode normalization; NFC is used, as {whose} tokenizers do")
         return "NFC"
     return "none"
+
+
+def _dense(read: _Metadata, n_embd: int) -> tuple[Dense, ...]:
+    """The linear layers that the metadata holds, in order; each takes what the one before it gives."""
+    layers: list[Dense] = []
+    while read.has(f"{keys.DENSE}{len(layers)}.weight"):
+        prefix = f"{keys.DENSE}{len(layers)}."
+        n_in = read.count(prefix + "in_features", _MAX_WIDTH)
+        weight, bias = read.reals(prefix + "weight"), read.reals(prefix + "bias")
+        expected = layers[-1].n_out if layers else n_embd
+        if n_in != expected or weight.size % n_in or bias.size not in (0, weight.size // n_in):
+            raise ModelFileError(
+                f"{read.path}: {prefix}* has {weight.size} weights and {bias.size} biases for {n_in} values, "
+                f"and vectors of {expected} come in"
+            )
+        activation = read.text(prefix + "activation")
+        if activation not in ("identity", "tanh"):
+            raise UnsupportedModelError(f"{read.path}: {prefix}activation is {activation!r}, not identity or tanh")
+        matrix = weight.reshape(weight.size // n_in, n_in)
+        layers.append(Dense(matrix, bias if bias.size else None, cast(DenseActivation, activation)))
+    return tuple(layers)
 
 
 def _check_tensors(header: GgufHeader, read: _Metadata, arch: str, n_embd: int, n_ctx_train: int) -> int:
@@ -312,6 +380,12 @@ def _check_tensors(header: GgufHeader, read: _Metadata, arch: str, n_embd: int, 
         token = read.integer(f"tokenizer.ggml.{name}_token_id", default=0)
         if not 0 <= token < n_vocab:
             raise ModelFileError(f"{read.path}: {name}_token_id is {token}, and there are {n_vocab} tokens")
+    if arch in DECODERS or arch == "gemma-embedding":
+        _check_rotation(read, arch, n_embd, n_head)
+    elif arch in ENCODERS:
+        _check_encoder(read, arch, n_embd // n_head)
+    if arch == "gemma-embedding":
+        _check_gemma(header, read, n_embd)
     shapes = {"token_embd.weight": (n_embd, n_vocab)}
     if arch == "bert":
         shapes["position_embd.weight"] = (n_embd, n_ctx_train)
@@ -326,12 +400,70 @@ def _check_tensors(header: GgufHeader, read: _Metadata, arch: str, n_embd: int, 
     return n_vocab
 
 
+def _check_rotation(read: _Metadata, arch: str, n_embd: int, n_head: int) -> None:
+    """Decoders rotate whole heads, and llama.cpp asserts that keys, values and rotation have one size."""
+    size = read.count(f"{arch}.attention.key_length", 1 << 14, default=max(n_embd // n_head, 1))
+    for name, default in (
+        ("attention.value_length", n_embd // n_head),
+        ("rope.dimension_count", size),
+        *((f"{name}_swa", size) for name in ("attention.key_length", "attention.value_length", "rope.dimension_count")),
+    ):
+        found = read.count(f"{arch}.{name}", 1 << 14, default=max(default, 1))
+        if found != size:
+            raise ModelFileError(f"{read.path}: {arch}.{name} is {found}, and heads have {size} values")
+    if size % 2:
+        raise ModelFileError(f"{read.path}: heads of {size} values cannot be rotated in pairs")
+    if arch == "qwen2" and size * n_head != n_embd:
+        raise ModelFileError(f"{read.path}: {n_head} heads of {size} values are not {n_embd} together")
+
+
+def _check_gemma(header: GgufHeader, read: _Metadata, n_embd: int) -> None:
+    """Windows and Dense layers of EmbeddingGemma. Without the latter's sizes llama.cpp makes empty layers of them."""
+    arch = "gemma-embedding"
+    read.count(f"{arch}.attention.sliding_window", 1 << 30)
+    if read.flag(f"{arch}.attention.causal", False):
+        raise ModelFileError(f"{read.path}: {arch}.attention.causal is true, and the architecture looks both ways")
+    if "rope.scaling" in " ".join(key for key in header.metadata if key.startswith(arch)):
+        scaling = read.text(f"{arch}.rope.scaling.type", "none")
+        if scaling != "none":
+            raise UnsupportedModelError(f"{read.path}: {arch}.rope.scaling.type is {scaling!r}, expected none")
+    tensors = [header.tensors.get(f"dense_{n}.weight") for n in (2, 3)]
+    sizes = [
+        tuple(read.integer(f"{arch}.dense_{n}_feat_{end}", default=0) for end in ("in", "out")) for n in (2, 3)
+    ]
+    found = [(0, 0) if tensor is None else tensor.shape for tensor in tensors]
+    if found != sizes or (any(tensors) and (not all(tensors) or sizes[0][0] != n_embd or sizes[1][1] != n_embd)):
+        raise ModelFileError(
+            f"{read.path}: the tensors dense_2 and dense_3 have the shapes {found[0]} and {found[1]}, "
+            f"and the metadata says {sizes[0]} and {sizes[1]} (0 for none)"
+        )
+
+
+def _check_encoder(read: _Metadata, arch: str, head_size: int) -> None:
+    """Refuse settings of BERT's relatives that llama.cpp would assert on, or take silently for another model."""
+    for name in ("key_length", "value_length"):
+        length = read.count(f"{arch}.attention.{name}", 1 << 14, default=head_size)
+        if length != head_size:
+            raise ModelFileError(f"{read.path}: {arch}.attention.{name} is {length}, expected {head_size}")
+    if arch == "bert":
+        return
+    rotated = read.count(f"{arch}.rope.dimension_count", 1 << 14, default=head_size)
+    if rotated != head_size or rotated % 2:
+        raise ModelFileError(f"{read.path}: heads of size {head_size} of which {rotated} values would be rotated")
+    scaling = read.text(f"{arch}.rope.scaling.type", "none")
+    if scaling != "none":
+        raise UnsupportedModelError(f"{read.path}: {arch}.rope.scaling.type is {scaling!r}, expected none")
+    activation = read.text(f"{arch}.hidden_activation", "gelu" if arch == "modern-bert" else "silu")
+    if activation not in ("gelu", "silu"):
+        raise UnsupportedModelError(f"{read.path}: {arch}.hidden_activation is {activation!r}, expected gelu or silu")
+
+
 class _Metadata:
     """Typed reads; a wrong type is an error that names file, key and value."""
 
     def __init__(self, header: GgufHeader) -> None:
         self.path = header.path
-        self._values: Mapping[str, Any] = header.metadata
+        self.values: Mapping[str, Any] = header.metadata
 
     def text(self, key: str, default: str | None = None) -> str:
         return cast(str, self._get(key, str, default))
@@ -343,16 +475,29 @@ class _Metadata:
         return cast(int, self._get(key, int, default))
 
     def integers(self, key: str) -> list[int]:
-        values = self._values.get(key, [])
+        values = self.values.get(key, [])
         if not isinstance(values, list) or any(type(value) is not int for value in values):
             raise ModelFileError(f"{self.path}: {key} is not a list of integers")
         return values
 
     def texts(self, key: str) -> list[str]:
-        values = self._values.get(key, [])
+        values = self.values.get(key, [])
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
             raise ModelFileError(f"{self.path}: {key} is not a list of strings")
         return values
+
+    def has(self, key: str) -> bool:
+        return key in self.values
+
+    def reals(self, key: str) -> Float32Array:
+        """An array of finite numbers, or an empty one."""
+        values = self.values.get(key, [])
+        if not isinstance(values, list) or any(type(value) is not float for value in values):
+            raise ModelFileError(f"{self.path}: {key} is not a list of numbers")
+        result = np.array(values, dtype=np.float32)
+        if not np.isfinite(result).all():
+            raise ModelFileError(f"{self.path}: {key} has a value that is not finite")
+        return result
 
     def count(self, key: str, limit: int, default: int | None = None) -> int:
         value = self.integer(key, default)
@@ -362,13 +507,13 @@ class _Metadata:
 
     @property
     def tokens(self) -> list[str]:
-        tokens = self._values.get("tokenizer.ggml.tokens", [])
+        tokens = self.values.get("tokenizer.ggml.tokens", [])
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
             raise ModelFileError(f"{self.path}: tokenizer.ggml.tokens is not a list of strings")
         return tokens
 
     def _get(self, key: str, kind: type, default: Any) -> Any:
-        value = self._values.get(key, default)
+        value = self.values.get(key, default)
         if value is None:
             raise ModelFileError(
                 f"{self.path}: the metadata key {key!r} is missing",

@@ -10,7 +10,7 @@ import numpy as np
 from edge_embed.batching import pack
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.progress import Progress
-from edge_embed.tokenizer import Tokenizer, from_library, wordpiece
+from edge_embed.tokenizer import Tokenizer, tokenizer_of
 from edge_embed.types import Encoding, Engine, Float32Array, Int32Array, Lora, ModelInfo, Usage
 
 
@@ -38,9 +38,7 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
     usable = probe(info, bindings.load().library)
     engine = LlamaEngine(info, use_extra_bufts=usable.use_extra_bufts, **options)
     try:
-        if header.metadata.get("tokenizer.ggml.model") == "bert":
-            return engine, wordpiece(info, header.metadata)
-        return engine, from_library(info, header.metadata, engine.tokenize)
+        return engine, tokenizer_of(info, header.metadata, engine.tokenize)
     except BaseException:
         engine.close()
         raise

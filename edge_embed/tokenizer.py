@@ -3,27 +3,28 @@
 Truncation takes from the text's own tokens, never from the special ones around it: the first and the last token
 (``[CLS]``/``[SEP]``, the EDS token) are what the vector is read from. A prompt stays too: a text is cut behind it.
 
-WordPiece models are tokenized by Hugging Face's ``tokenizers`` with the vocabulary from the GGUF, because llama.cpp's
-own WordPiece differs on accents, long words and several scripts. Others use llama.cpp's tokenizer.
+The text between the special tokens is tokenized by the original tokenizer, rebuilt from the GGUF's own keys
+(``rebuild``), or by llama.cpp's, where nothing says what the original was and llama.cpp's is sound.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 
-from edge_embed import keys
-from edge_embed.errors import InvalidOptionError, InvalidTextError, ModelFileError, TextTooLongError
+from edge_embed import keys, rebuild
+from edge_embed.errors import (
+    InvalidOptionError,
+    InvalidTextError,
+    ModelFileError,
+    TextTooLongError,
+    UnsupportedModelError,
+)
 from edge_embed.types import TRUNCATIONS, Encoding, ModelInfo, Truncate, is_one_of
-
-_PHANTOM_SPACE = "\u2581"  # llama.cpp marks the beginning of a word with it, where WordPiece marks the continuation
-_SLICE = 1 << 16  # characters tokenized at a time
-_CONTROL = 3  # llama.h: LLAMA_TOKEN_TYPE_CONTROL
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Tokenizer:
         suffix: ids put after every text.
         max_tokens: most tokens of an encoding, special ones included.
         normalization: ``none``, ``NFC`` or ``NFKC``.
+        separator: ids put between the two texts of a pair; None where it is not known what the original puts there.
     """
 
     content: Callable[[str], Sequence[int]]
@@ -43,6 +45,11 @@ class Tokenizer:
     suffix: tuple[int, ...]
     max_tokens: int
     normalization: str = "none"
+    separator: tuple[int, ...] | None = None
+
+    def ids(self, text: str) -> Sequence[int]:
+        """The ids of the text alone: normalized, nothing added, nothing cut."""
+        return self.content(self._normalized(text))
 
     def encode(
         self,
@@ -72,7 +79,7 @@ class Tokenizer:
         if not is_one_of(truncate, TRUNCATIONS):
             raise InvalidOptionError(f"truncate is {truncate!r}", hint=f"one of {', '.join(TRUNCATIONS)}")
         limit = self._limit(max_tokens)
-        ids = self.content(self._normalized(prompt + check_text(text, index)))
+        ids = self.ids(prompt + check_text(text, index))
         n_special = len(self.prefix) + len(self.suffix)
         n_original = len(ids) + n_special
         if n_original == 0:
@@ -82,7 +89,7 @@ class Tokenizer:
         if n_original > limit:
             if truncate == "error":
                 raise TextTooLongError(index, n_original, limit)
-            n_prompt = len(self.content(self._normalized(prompt))) if prompt else 0
+            n_prompt = len(self.ids(prompt)) if prompt else 0
             keep = limit - n_special
             if n_prompt >= keep:
                 raise InvalidOptionError(
@@ -92,6 +99,58 @@ class Tokenizer:
             rest = len(ids) - (keep - n_prompt)  # where the end of the text begins that is kept
             ids = ids[:keep] if truncate == "right" else [*ids[:n_prompt], *ids[rest:]]
         return Encoding(np.array([*self.prefix, *ids, *self.suffix], dtype=np.int32), n_original)
+
+    def encode_pair(
+        self,
+        query: str,
+        document: str,
+        *,
+        truncate: Truncate = "right",
+        index: int = 0,
+        max_tokens: int | None = None,
+    ) -> Encoding:
+        """Encode a query and a document as one sequence, as a cross-encoder reads them.
+
+        That is ``[CLS] query [SEP] document [SEP]`` or ``<s> query </s></s> document </s>``. The token types of the
+        original (BERT: 0 up to and with the first ``[SEP]``, then 1) have no place in an encoding.
+
+        Args:
+            query: kept whole.
+            document: what is cut where the pair is too long.
+            truncate: ``right`` drops tokens from the end of the document, ``left`` from its beginning, ``error``
+                refuses.
+            index: the pair's position in the call, for messages.
+            max_tokens: a lower limit than the model's.
+
+        Raises:
+            InvalidTextError: one of them is not a string, or not encodable as UTF-8.
+            TextTooLongError: too long, with ``truncate="error"``.
+            InvalidOptionError: ``truncate`` or ``max_tokens`` is not one of what is possible, or the query leaves no
+                room for any of the document.
+            UnsupportedModelError: it is not known how this tokenizer joins two texts.
+        """
+        if self.separator is None:
+            raise UnsupportedModelError(
+                "the file does not say how its tokenizer joins two texts", hint="convert the model again"
+            )
+        if not is_one_of(truncate, TRUNCATIONS):
+            raise InvalidOptionError(f"truncate is {truncate!r}", hint=f"one of {', '.join(TRUNCATIONS)}")
+        limit = self._limit(max_tokens)
+        first, second = self.ids(check_text(query, index)), self.ids(check_text(document, index))
+        n_around = len(self.prefix) + len(first) + len(self.separator) + len(self.suffix)
+        n_original = n_around + len(second)
+        if n_original > limit:
+            if truncate == "error":
+                raise TextTooLongError(index, n_original, limit)
+            keep = limit - n_around
+            if keep < 1:
+                raise InvalidOptionError(
+                    f"the query has {len(first)} tokens and leaves no room for document {index}: {limit} fit",
+                    hint="shorten the query, or raise max_tokens",
+                )
+            second = second[:keep] if truncate == "right" else second[len(second) - keep :]
+        ids = [*self.prefix, *first, *self.separator, *second, *self.suffix]
+        return Encoding(np.array(ids, dtype=np.int32), n_original)
 
     def _limit(self, max_tokens: int | None) -> int:
         if max_tokens is None:
@@ -127,7 +186,26 @@ def check_text(text: object, index: int) -> str:
     return text
 
 
-def wordpiece(info: ModelInfo, metadata: dict[str, Any]) -> Tokenizer:
+def tokenizer_of(info: ModelInfo, metadata: Mapping[str, Any], library: Callable[[str], Sequence[int]]) -> Tokenizer:
+    """The tokenizer of a file: the original one where the keys say what it was, else llama.cpp's.
+
+    Args:
+        info: the model.
+        metadata: the file's key-values.
+        library: the engine's ``tokenize``.
+
+    Raises:
+        ModelFileError: the keys contradict each other, or lack what the tokenizer needs.
+    """
+    if metadata["tokenizer.ggml.model"] == "bert":
+        return wordpiece(info, metadata)
+    content = rebuild.rebuilt(info.path, metadata, info.unicode_normalization)
+    if content is None:
+        return from_library(info, metadata, library)
+    return replace(from_library(info, metadata, content), normalization="none")  # the original one does it itself
+
+
+def wordpiece(info: ModelInfo, metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of a BERT file, rebuilt from its vocabulary.
 
     Args:
@@ -137,88 +215,51 @@ def wordpiece(info: ModelInfo, metadata: dict[str, Any]) -> Tokenizer:
     Raises:
         ModelFileError: the vocabulary lacks what WordPiece needs.
     """
-    from tokenizers import AddedToken, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-    from tokenizers.models import WordPiece
-
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    kinds: list[int] = metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    ids = {token: i for i, token in enumerate(tokens)}
+    ids = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", ids.get("[UNK]", -1))
     cls = metadata.get("tokenizer.ggml.cls_token_id", metadata.get("tokenizer.ggml.bos_token_id", ids.get("[CLS]", -1)))
     sep = metadata.get("tokenizer.ggml.seperator_token_id", ids.get("[SEP]", -1))
     if min(unknown, cls, sep) < 0:
         raise ModelFileError(f"{info.path}: the vocabulary has no [UNK], [CLS] or [SEP]")
-    # Files of early converters have no token types, and damaged ones have wrong ones.
-    special = {i for i, kind in enumerate(kinds) if kind == _CONTROL} | {unknown, cls, sep}
-    vocab = {_original_form(token, i in special): i for i, token in enumerate(tokens)}
-    words = (token.removeprefix(_PHANTOM_SPACE) for i, token in enumerate(tokens) if i not in special)
-    uncased = not any(word.lower() != word for word in words if word.isascii() and word[:1] != "[")
-
-    def setting(key: str, default: Any) -> Any:
-        value = metadata.get(key, default)
-        if type(value) is not type(default) or (type(value) is int and value < 1):
-            raise ModelFileError(f"{info.path}: {key} is {value!r}, expected {type(default).__name__}")
-        return value
-
-    lowercase = setting(keys.WORDPIECE_LOWERCASE, uncased)
-    backend = Backend(
-        WordPiece(
-            vocab,
-            unk_token=tokens[unknown],
-            max_input_chars_per_word=setting(keys.WORDPIECE_MAX_WORD_CHARS, 100),
-        )
-    )
-    backend.normalizer = normalizers.BertNormalizer(
-        clean_text=setting(keys.WORDPIECE_CLEAN_TEXT, True),
-        handle_chinese_chars=setting(keys.WORDPIECE_CHINESE_CHARS, True),
-        strip_accents=setting(keys.WORDPIECE_STRIP_ACCENTS, lowercase),
-        lowercase=lowercase,
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.add_special_tokens([AddedToken(tokens[i], normalized=False, special=True) for i in sorted(special)])
-
-    def content(text: str) -> Sequence[int]:
-        if len(text) <= _SLICE:
-            ids: list[int] = backend.encode(text, add_special_tokens=False).ids
-            return ids
-        whole = array("i")
-        for part in _slices(text):
-            whole.extend(backend.encode(part, add_special_tokens=False).ids)
-        return whole
-
-    return Tokenizer(content, (cls,), (sep,), info.max_tokens, info.unicode_normalization)
+    content = rebuild.wordpiece(info.path, metadata, unknown, (cls, sep))
+    return Tokenizer(content, (cls,), (sep,), info.max_tokens, info.unicode_normalization, (sep,))
 
 
-def _slices(text: str) -> Iterator[str]:
-    """Parts of about ``_SLICE`` characters, cut at white space, across which WordPiece never looks.
-
-    The library keeps some 130 bytes for each character of a text until it is done.
-    """
-    start = 0
-    while start < len(text):
-        end = start + _SLICE
-        while end < len(text) and not text[end].isspace():
-            end += 1
-        yield text[start:end]
-        start = end
-
-
-def _original_form(token: str, special: bool) -> str:
-    if special:
-        return token
-    return token[1:] if token.startswith(_PHANTOM_SPACE) else "##" + token
-
-
-def from_library(info: ModelInfo, metadata: dict[str, Any], content: Callable[[str], Sequence[int]]) -> Tokenizer:
-    """The tokenizer of any other file: llama.cpp's, with the EDS token added here, whatever its flags say.
+def from_library(info: ModelInfo, metadata: Mapping[str, Any], content: Callable[[str], Sequence[int]]) -> Tokenizer:
+    """A tokenizer around ``content``, with the special tokens added here: first what the file says begins a text,
+    last the EDS token, whatever its flags say.
 
     Args:
         info: the model; ``eds_token_id`` ends every text where it is set.
         metadata: the file's key-values.
-        content: the engine's ``tokenize``.
+        content: text -> ids of the text alone.
     """
-    bos = metadata.get("tokenizer.ggml.bos_token_id")
-    prefix = (bos,) if metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None else ()
+    bos = _begins_with(metadata)
+    prefix = () if bos is None else (bos,)
     suffix = () if info.eds_token_id is None else (info.eds_token_id,)
-    return Tokenizer(content, prefix, suffix, info.max_tokens, info.unicode_normalization)
+    separator = _separator(metadata)
+    return Tokenizer(content, prefix, suffix, info.max_tokens, info.unicode_normalization, separator)
+
+
+def _begins_with(metadata: Mapping[str, Any]) -> int | None:
+    """The token that begins every text. SentencePiece files without the flag or the id mean llama.cpp's defaults."""
+    is_spm = metadata.get("tokenizer.ggml.model") == "llama"
+    if not metadata.get("tokenizer.ggml.add_bos_token", is_spm):
+        return None
+    bos: int | None = metadata.get("tokenizer.ggml.bos_token_id", 1 if is_spm else None)
+    return bos
+
+
+def _separator(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """What the original puts between two texts, by our key, or as the kinds of tokenizer that have pairs do it."""
+    recorded = metadata.get(keys.PAIR_SEPARATOR)
+    if recorded is not None:
+        return tuple(recorded)
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    sep = metadata.get("tokenizer.ggml.seperator_token_id", eos)
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if metadata.get("tokenizer.ggml.model") == "t5" or pre in ("roberta-bpe", "jina-v1-en", "jina-v2-code"):
+        return None if eos is None or sep is None else (eos, sep)
+    if pre == "modern-bert":
+        return None if sep is None else (sep,)
+    return None

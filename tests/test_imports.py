@@ -15,11 +15,14 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import from the rows above its own, and from its own package. Packages stand for all their modules.
 LAYERS = (
-    ("errors", "keys"),
+    ("errors", "keys", "pipelines"),
     ("types",),
-    ("batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts"),
-    ("catalogue", "hub", "model_info", "tokenizer"),
+    ("batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
+    ("store",),
+    ("catalogue", "hub"),
+    ("model_info", "tokenizer"),
     ("engine",),
+    ("provision",),
     ("running",),
     ("embedder", "reranker"),
     ("registry", "scheduler", "testing"),
@@ -28,16 +31,17 @@ LAYERS = (
 )
 
 # These compute, and nothing else: no files, no environment, no output.
-PURE = ("batching", "errors", "keys", "postprocess", "prompts", "types")
+PURE = ("batching", "errors", "keys", "pipelines", "postprocess", "prompts", "types")
 IMPURE_LIBRARIES = {"io", "logging", "os", "pathlib", "shutil", "socket", "subprocess", "sys", "tempfile"}
 
 # The converter shares with the runtime only what says how things are named and go wrong, and how a GGUF is read ...
-CONVERT_MAY_IMPORT = {"convert", "errors", "gguf_header", "keys", "types"}
+CONVERT_MAY_IMPORT = {"convert", "errors", "gguf_header", "keys", "pipelines", "types"}
 # ... and crosses to it inside a function where its job needs a running model.
-CONVERT_MAY_CROSS = {"calibrate": {"engine"}}
+CONVERT_MAY_CROSS = {"calibrate": {"engine"}, "verify": {"embedder", "reranker"}}
 
-# The commands cross to the converter, inside a function: reading a GGUF must not import what writes one.
-RUNTIME_MAY_CROSS_TO_CONVERT = {"cli"}
+# The commands, and what has a missing model made, cross to the converter inside a function: reading a GGUF must not
+# import what writes one.
+RUNTIME_MAY_CROSS_TO_CONVERT = {"cli", "provision"}
 
 # What `import edge_embed` must not bring along.
 HEAVY = ("numpy", "llama_cpp", "tokenizers", "gguf", "huggingface_hub", "safetensors")

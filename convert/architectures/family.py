@@ -19,6 +19,13 @@ from edge_embed.types import Float32Array, Pooling
 from ..checkpoint import READABLE, Fields, TensorRef, short
 
 
+TokenizerKind = Literal["wordpiece", "bpe", "unigram", "sentencepiece"]
+"""``bpe`` is byte-level, ``sentencepiece`` is SentencePiece's BPE, with tokens for single bytes."""
+
+TokenizerKind = Literal["wordpiece", "bpe", "unigram", "sentencepiece"]
+"""``bpe`` is byte-level, ``sentencepiece`` is SentencePiece's BPE, with tokens for single bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class KeyValue:
     """One entry of the GGUF's metadata; ``kind`` is the type of the value, or of an array's items."""
@@ -100,7 +107,7 @@ class Family:
         model_type: config.json's ``model_type``.
         classes: names in config.json's ``architectures`` that are converted.
         refused: the names that are not, with the reason.
-        tokenizer: which kind of tokenizer.json belongs to it.
+        tokenizer: which kind of tokenizer belongs to it, or which kinds do.
         default_pooling: used where the checkpoint says nothing; None where nothing is usual.
         hyper: reads and checks config.json.
         prefixes: prefixes of tensor names that some checkpoints have and others do not.
@@ -116,7 +123,7 @@ class Family:
     model_type: str
     classes: tuple[str, ...]
     refused: Mapping[str, str]
-    tokenizer: Literal["wordpiece", "bpe"]
+    tokenizer: TokenizerKind | tuple[TokenizerKind, ...]
     default_pooling: Pooling | None
     hyper: Callable[[Fields], Hyper]
     prefixes: tuple[str, ...]

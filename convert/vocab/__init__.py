@@ -1,0 +1,40 @@
+"""A tokenizer into ``tokenizer.ggml.*`` keys: WordPiece, byte-level BPE, SentencePiece's unigram and BPE.
+
+Knows the tokenizers and what llama.cpp's vocabulary loader expects of them. Knows nothing of weights.
+Every part of a tokenizer is recognized by its content; one that is not known is refused with what was found,
+since a tokenizer that is almost right gives vectors that are silently wrong.
+"""
+
+from __future__ import annotations
+
+from ..architectures.family import TokenizerKind
+from ..checkpoint import Checkpoint, Fields
+from ..tokenizer_json import TOKENIZER_FILE, unsupported
+from . import bpe, unigram, wordpiece
+from .vocabulary import Vocabulary, kind_of
+
+__all__ = ["TokenizerKind", "Vocabulary", "read_vocabulary"]
+
+_CONVERTERS = {"wordpiece": wordpiece.convert, "bpe": bpe.convert, "unigram": unigram.convert}
+
+
+def read_vocabulary(
+    checkpoint: Checkpoint, kinds: TokenizerKind | tuple[TokenizerKind, ...], n_rows: int
+) -> Vocabulary:
+    """The vocabulary of a checkpoint, padded to the ``n_rows`` rows of its embedding matrix.
+
+    Args:
+        checkpoint: the folder.
+        kinds: the kinds of tokenizer that the family's checkpoints have; which it is, the file says.
+        n_rows: rows of the embedding matrix.
+
+    Raises:
+        CheckpointError: tokenizer.json is missing or malformed, or has more tokens than the matrix has rows.
+        UnsupportedCheckpointError: a part of the tokenizer is not one that is converted.
+    """
+    tokenizer = checkpoint.json(TOKENIZER_FILE)
+    config = checkpoint.json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else None
+    kind = kind_of(tokenizer)
+    if kind is None or kind not in ((kinds,) if isinstance(kinds, str) else kinds):
+        raise unsupported("model.type", tokenizer.mapping("model").values.get("type"))
+    return _CONVERTERS[kind](tokenizer, config or Fields({}, "tokenizer_config.json"), n_rows)

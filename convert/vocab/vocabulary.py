@@ -1,0 +1,104 @@
+"""What every kind of tokenizer becomes, and the keys that several kinds have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import GGUFValueType
+
+from edge_embed import keys
+from edge_embed.pipelines import PIPELINES, Pipeline
+
+from ..architectures.family import KeyValue, TokenizerKind, flag, uint
+from ..checkpoint import Fields
+from ..tokenizer_json import Template, model_type, steps_of, token_text, unsupported
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """The tokenizer's part of the metadata.
+
+    Attributes:
+        key_values: ``tokenizer.ggml.*`` and ``edge_embed.*`` entries.
+        n_tokens: tokens, padding rows included.
+        lowercase: whether the tokenizer lowercases; None where it has no such step.
+        eds_token_id: the id that ends every text of a last-pooling model, or None.
+        notes: what was decided without the checkpoint saying so, one sentence each.
+    """
+
+    key_values: tuple[KeyValue, ...]
+    n_tokens: int
+    lowercase: bool | None
+    eds_token_id: int | None
+    notes: tuple[str, ...]
+
+
+def kind_of(tokenizer: Fields) -> TokenizerKind | None:
+    """The kind of a tokenizer.json, by its content; None for one that is not converted."""
+    kind = model_type(tokenizer)
+    if kind == "BPE":
+        return "sentencepiece" if tokenizer.mapping("model").values.get("byte_fallback") is True else "bpe"
+    kinds: dict[Any, TokenizerKind] = {"WordPiece": "wordpiece", "Unigram": "unigram"}
+    return kinds.get(kind) if isinstance(kind, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """What comes before SentencePiece's algorithm.
+
+    Attributes:
+        normalization: ``none``, ``NFC`` or ``NFKC``.
+        charsmap: the character map in base64, or None.
+        pipeline: name of the rest, in ``pipelines.PIPELINES``.
+    """
+
+    normalization: str
+    charsmap: str | None
+    pipeline: str
+
+
+def sentencepiece_steps(tokenizer: Fields) -> Steps:
+    """Find a tokenizer's steps among those that are known."""
+    normalizers, pre_tokenizers = steps_of(tokenizer)
+    normalization, charsmap = "none", None
+    if normalizers and normalizers[0]["type"] in ("NFC", "NFKC"):
+        normalization = normalizers.pop(0)["type"]
+    if normalizers and normalizers[0]["type"] == "Precompiled":
+        charsmap = normalizers.pop(0)["precompiled_charsmap"]
+    found = Pipeline(tuple(normalizers), tuple(pre_tokenizers))
+    for name, pipeline in PIPELINES.items():
+        if pipeline == found:
+            return Steps(normalization, charsmap, name)
+    known = [pipeline.normalizers for pipeline in PIPELINES.values()]
+    part = "pre_tokenizer" if found.normalizers in known else "normalizer"
+    raise unsupported(part, tokenizer.values.get(part))
+
+
+def special_ids(config: Fields, by_text: Mapping[str, int], template: Template) -> list[KeyValue]:
+    """The standard's keys for special tokens: those around a text by the post-processor, others by their names."""
+    before, after = template.before, template.after
+
+    def named(name: str) -> int | None:
+        return by_text.get(token_text(config, name) or "")
+
+    ids = {
+        "bos": before[0] if before else named("bos_token"),
+        "eos": after[0] if after else named("eos_token"),
+        "seperator": named("sep_token"),  # the standard's spelling
+        "padding": named("pad_token"),
+        "cls": named("cls_token"),
+        "mask": named("mask_token"),
+    }
+    return [
+        *(uint(f"tokenizer.ggml.{name}_token_id", i) for name, i in ids.items() if i is not None),
+        flag("tokenizer.ggml.add_bos_token", bool(before)),
+        flag("tokenizer.ggml.add_eos_token", bool(after)),
+        *pair_separator(template.separator),
+    ]
+
+
+def pair_separator(separator: Sequence[int] | None) -> list[KeyValue]:
+    """Our key for what stands between two texts, where that is known."""
+    return [KeyValue(keys.PAIR_SEPARATOR, list(separator), GGUFValueType.UINT32)] if separator else []
