@@ -83,7 +83,7 @@ BERT = Family(
         "BertForQuestionAnswering": "it marks spans and is no embedding model",
         "BertLMHeadModel": "a decoder attends differently",
     },
-    tokenizer="wordpiece",
+    tokenizer=("wordpiece", "unigram"),  # multilingual-e5-small is a BERT with XLM-RoBERTa's tokenizer
     default_pooling=None,
     hyper=hyper,
     prefixes=("bert.",),

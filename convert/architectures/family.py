@@ -22,9 +22,6 @@ from ..checkpoint import READABLE, Fields, TensorRef, short
 TokenizerKind = Literal["wordpiece", "bpe", "unigram", "sentencepiece"]
 """``bpe`` is byte-level, ``sentencepiece`` is SentencePiece's BPE, with tokens for single bytes."""
 
-TokenizerKind = Literal["wordpiece", "bpe", "unigram", "sentencepiece"]
-"""``bpe`` is byte-level, ``sentencepiece`` is SentencePiece's BPE, with tokens for single bytes."""
-
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:

@@ -133,6 +133,7 @@ NOMIC_BERT = replace(
         "NomicBertForPreTraining": "only NomicBertModel is converted",
     },
     own_code=r"([\w.-]+/[\w.-]+--)?modeling_hf_nomic_bert\.NomicBertModel",
+    tokenizer="wordpiece",
     default_pooling=None,
     hyper=_hyper,
     prefixes=(),

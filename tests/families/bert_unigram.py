@@ -1,0 +1,62 @@
+"""A BERT with XLM-RoBERTa's tokenizer, as multilingual-e5-small: positions from 0, two token types, mean pooling."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.families import Arrays
+from tests.families._encoders import (
+    Weights,
+    add_bert_layers,
+    in_temporary_folder,
+    recorded,
+    write_checkpoint,
+    write_sentence_transformers,
+)
+from tests.families.xlm_roberta import PROMPTS, tokenizer_config, tokenizer_json
+
+NAME = "bert_unigram"
+MAX_TOKENS = 512
+PADDING = 35  # multilingual-e5-small has 250,002 tokens and 250,037 rows
+
+
+def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4) -> Path:
+    """The checkpoint."""
+    tokenizer = tokenizer_json()
+    rows = len(tokenizer["model"]["vocab"]) + PADDING
+    weights = Weights()
+    weights.add("embeddings.word_embeddings.weight", rows, hidden, std=0.1)
+    weights.add("embeddings.position_embeddings.weight", MAX_TOKENS, hidden, std=0.05)
+    weights.add("embeddings.token_type_embeddings.weight", 2, hidden, std=0.03)
+    weights.norm("embeddings.LayerNorm", hidden)
+    add_bert_layers(weights, "", hidden=hidden, layers=layers)
+    weights.linear("pooler.dense", hidden, hidden)
+    write_checkpoint(
+        folder,
+        weights,
+        {
+            "architectures": ["BertModel"],
+            "model_type": "bert",
+            "hidden_act": "gelu",
+            "hidden_size": hidden,
+            "intermediate_size": 4 * hidden,
+            "layer_norm_eps": 1e-12,
+            "max_position_embeddings": MAX_TOKENS,
+            "num_attention_heads": heads,
+            "num_hidden_layers": layers,
+            "pad_token_id": 0,
+            "position_embedding_type": "absolute",
+            "tokenizer_class": "XLMRobertaTokenizer",
+            "type_vocab_size": 2,
+            "vocab_size": rows,
+        },
+        tokenizer,
+        tokenizer_config(MAX_TOKENS),
+    )
+    write_sentence_transformers(folder, hidden=hidden, pooling="mean", prompts=PROMPTS)
+    return folder
+
+
+def record() -> Arrays:
+    """Vectors and ids of the original."""
+    return in_temporary_folder(build, lambda folder: recorded(folder, pooling="mean", max_tokens=MAX_TOKENS))
