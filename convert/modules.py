@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from edge_embed.errors import CheckpointError, InvalidOptionError, UnsupportedCheckpointError
-from edge_embed.types import Activation, Pooling
+from edge_embed.types import Activation, Dense, Pooling
 
 from .checkpoint import Checkpoint, Fields, is_inner_path, read_json, read_json_list, short
+from .dense import check_chain, read_dense
 
 _BOOLEANS = {
     "pooling_mode_cls_token": "cls",
@@ -38,19 +39,27 @@ _INSTRUCTION = re.compile(r"Instruct: (?P<task>[^\n{}]+)\n(?P<end>Query: ?)")
 
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """What modules.json lists: the transformer's folder, the pooling module's config and whether Normalize is there.
+    """What modules.json lists: the transformer's folder, the pooling module's config and what comes behind it.
 
     Attributes:
         transformer: folder of config.json, the weights and the tokenizer.
         pooling: config of the pooling module, or None without modules.json.
         normalize: whether vectors are made unit length (true where there is no modules.json).
         alone: whether it lists the transformer and nothing else, as that of a cross-encoder does.
+        logit_score: config of the module that makes a causal model a reranker, or None.
+        dense: the Dense modules between pooling and Normalize.
     """
 
     transformer: Path
     pooling: Fields | None
     normalize: bool
     alone: bool = False
+    logit_score: Fields | None = None
+    dense: tuple[Dense, ...] = ()
+
+    def vector_size(self, n_embd: int) -> int:
+        """The size of the vectors, where hidden states have ``n_embd`` values."""
+        return check_chain(self.dense, n_embd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ class Settings:
 
 
 def read_modules(folder: Path) -> Modules:
-    """Walk modules.json in order: Transformer, Pooling and perhaps Normalize.
+    """Walk modules.json in order: Transformer, Pooling, perhaps some Dense and perhaps Normalize.
 
     Raises:
         CheckpointError: malformed, or a path that leaves the folder.
@@ -101,7 +110,8 @@ def read_modules(folder: Path) -> Modules:
         if not is_inner_path(path):
             raise CheckpointError(f"modules.json: path {short(path)} leaves the folder")
         short_kind = kind.rpartition(".")[2]
-        if not kind.startswith("sentence_transformers.") or short_kind not in ("Transformer", "Pooling", "Normalize"):
+        known = ("Transformer", "Pooling", "Dense", "Normalize", "LogitScore")
+        if not kind.startswith("sentence_transformers.") or short_kind not in known:
             raise UnsupportedCheckpointError(
                 f"modules.json: module {short(kind)} is not converted, and without it the vectors would differ"
             )
@@ -109,13 +119,23 @@ def read_modules(folder: Path) -> Modules:
         paths.append(path)
     if kinds == ["Transformer"]:
         return Modules(folder / paths[0], None, False, alone=True)
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    if kinds == ["Transformer", "LogitScore"]:
+        logit_score = Fields(read_json(folder / paths[1], "config.json").values, f"{paths[1]}/config.json")
+        return Modules(folder / paths[0], None, False, alone=True, logit_score=logit_score)
+    normalize = kinds[-1:] == ["Normalize"]
+    inner = kinds[2:-1] if normalize else kinds[2:]
+    if kinds[:2] != ["Transformer", "Pooling"] or set(inner) - {"Dense"}:
         raise UnsupportedCheckpointError(
             f"modules.json: the modules are {', '.join(kinds) or 'none'}; "
-            "expected Transformer, Pooling and perhaps Normalize"
+            "expected Transformer, Pooling, perhaps some Dense and perhaps Normalize"
         )
     pooling = read_json(folder / paths[1], "config.json")
-    return Modules(folder / paths[0], Fields(pooling.values, f"{paths[1]}/config.json".lstrip("/")), len(kinds) == 3)
+    return Modules(
+        folder / paths[0],
+        Fields(pooling.values, f"{paths[1]}/config.json".lstrip("/")),
+        normalize,
+        dense=tuple(read_dense(folder, path) for path in paths[2 : 2 + len(inner)]),
+    )
 
 
 def read_settings(
@@ -147,11 +167,7 @@ def read_settings(
     """
     notes: list[str] = []
     pooling = _pooling(modules, n_embd, default_pooling, asked_pooling, notes)
-    whole = (
-        read_json(folder, "config_sentence_transformers.json")
-        if (folder / "config_sentence_transformers.json").is_file()
-        else Fields({}, "config_sentence_transformers.json")
-    )
+    whole = read_whole(folder)
     ranks = pooling == "rank"
     expected = "CrossEncoder" if ranks else "SentenceTransformer"
     kind = whole.string("model_type", default=expected)
@@ -175,10 +191,16 @@ def read_settings(
         prompts=prompts,
         default_prompt_name=default_name,
         instruction_template=instruction_template(prompts.get("query", "")),
-        mrl_dimensions=_mrl_dimensions(checkpoint.config, n_embd),
+        mrl_dimensions=_mrl_dimensions(checkpoint.config, modules.vector_size(n_embd)),
         activation=_activation(whole, checkpoint.config) if ranks else None,
         notes=tuple(notes),
     )
+
+
+def read_whole(folder: Path) -> Fields:
+    """config_sentence_transformers.json; without fields where there is none."""
+    name = "config_sentence_transformers.json"
+    return read_json(folder, name) if (folder / name).is_file() else Fields({}, name)
 
 
 def pooling_mode(config: Fields) -> Pooling:
@@ -269,10 +291,12 @@ def _max_tokens(checkpoint: Checkpoint, max_positions: int, lowercase: bool | No
         fields = checkpoint.json(name)
         if fields.boolean("do_lower_case", default=False) and not lowercase:
             raise UnsupportedCheckpointError(f"{name}: do_lower_case, and the tokenizer does not lowercase")
-        expected = "sequence-classification" if ranks else "feature-extraction"
-        task = fields.string("transformer_task", default=expected)
-        if task != expected:
-            raise UnsupportedCheckpointError(f"{name}: transformer_task is {short(task)}, expected {expected}")
+        expected = ("sequence-classification", "text-generation") if ranks else ("feature-extraction",)
+        task = fields.string("transformer_task", default=expected[0])
+        if task not in expected:
+            raise UnsupportedCheckpointError(
+                f"{name}: transformer_task is {short(task)}, expected {' or '.join(expected)}"
+            )
         if fields.has("max_seq_length"):
             limit = fields.integer("max_seq_length", low=1, high=2**53)
         break

@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 
 from edge_embed import postprocess, prompts
-from edge_embed.catalogue import resolve
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info, require_embeddings
+from edge_embed.provision import locate
 from edge_embed.running import compute, open_model, usage
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
@@ -48,8 +48,13 @@ class Embedder:
         gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
         lora: a LoRA adapter in a GGUF of its own, added while the model computes.
         lora_scale: how much of it is added; 1 is the adapter as trained.
+        download: whether a known model that is not on this machine may be downloaded, and converted where there is
+            no ready file; by default only if the environment variable ``EDGE_EMBED_DOWNLOAD`` is 1.
 
     Raises:
+        ModelMissingError: a known model that is not here, where downloading is not allowed; the message has the
+            command that fetches it.
+        HubError: the download.
         ModelNotFoundError, ModelFileError, UnsupportedModelError: the model or its adapter.
         EngineUnavailableError, EngineMemoryError: the machine.
         InvalidOptionError, InvalidDimensionError, UnknownPromptError: an argument.
@@ -69,8 +74,9 @@ class Embedder:
         gpu_layers: int | None = None,
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
+        download: bool | None = None,
     ) -> None:
-        header = read_header(resolve(model))
+        header = read_header(locate(model, download=download, show_progress_bar=True))
         info = read_model_info(header, pooling=pooling, max_tokens=max_tokens)
         require_embeddings(info)
         postprocess.check_dim(truncate_dim, info.n_embd)
@@ -180,6 +186,7 @@ class Embedder:
             unit="texts",
             show_progress_bar=show_progress_bar,
         )
+        raw = postprocess.project(raw, self.info.dense)
         guilty = np.flatnonzero(~np.isfinite(raw).all(axis=1))
         if normalize is None:
             normalize = self.info.normalize

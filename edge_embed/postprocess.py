@@ -5,10 +5,12 @@ Pure NumPy on whole matrices. The order is fixed: the cut comes first, so that a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edge_embed.errors import InvalidDimensionError, InvalidOptionError
-from edge_embed.types import PRECISIONS, AnyArray, Float32Array, Precision, is_one_of
+from edge_embed.types import PRECISIONS, AnyArray, Dense, Float32Array, Precision, is_one_of
 
 _FLOAT16_MAX = 65504.0
 
@@ -34,6 +36,18 @@ def check_dim(truncate_dim: int | None, n_embd: int, precision: Precision = "flo
             hint="choose a truncate_dim that is a multiple of 8",
         )
     return dim
+
+
+def project(vectors: Float32Array, layers: Sequence[Dense]) -> Float32Array:
+    """Raw pooled vectors ``[n, n_in]`` through Dense layers, in order; what is not finite stays so."""
+    with np.errstate(all="ignore"):  # what overflows is looked for by the caller
+        for layer in layers:
+            vectors = vectors @ layer.weight.T
+            if layer.bias is not None:
+                vectors = vectors + layer.bias
+            if layer.activation == "tanh":
+                vectors = np.tanh(vectors)
+    return vectors
 
 
 def finish(vectors: Float32Array, *, dim: int, normalize: bool, precision: Precision) -> AnyArray:

@@ -200,6 +200,30 @@ class Engine(Protocol):
 
 
 Activation = Literal["sigmoid", "identity"]
+DenseActivation = Literal["identity", "tanh"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """A linear layer behind the pooling, as sentence-transformers' module of that name.
+
+    Attributes:
+        weight: float32 ``[n_out, n_in]``.
+        bias: float32 ``[n_out]``, or None.
+        activation: what each value goes through at the end.
+    """
+
+    weight: Float32Array
+    bias: Float32Array | None
+    activation: DenseActivation
+
+    @property
+    def n_in(self) -> int:
+        return int(self.weight.shape[1])
+
+    @property
+    def n_out(self) -> int:
+        return int(self.weight.shape[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +261,7 @@ class ModelInfo:
         n_layer: number of layers.
         n_vocab: size of the vocabulary.
         pooling: how hidden states become one vector.
-        pooling_source: where the pooling came from: ``file``, ``architecture`` or ``caller``.
+        pooling_source: where the pooling came from: ``file``, ``architecture``, ``catalogue`` or ``caller``.
         causal: whether attention looks back only.
         max_tokens: most tokens of one text, special tokens included.
         normalize: whether vectors are made unit length by default.
@@ -252,6 +276,7 @@ class ModelInfo:
         license: ``general.license`` or an empty string.
         repairs: one sentence for each flag that was missing or wrong and what was used instead.
         rerank: how pairs are scored; None for an embedding model.
+        dense: linear layers behind the pooling that the engine does not compute.
     """
 
     path: str
@@ -277,3 +302,9 @@ class ModelInfo:
     license: str = ""
     repairs: tuple[str, ...] = ()
     rerank: RerankInfo | None = None
+    dense: tuple[Dense, ...] = ()
+
+    @property
+    def n_hidden(self) -> int:
+        """Size of the engine's own vectors, before the layers of ``dense``."""
+        return self.dense[0].n_in if self.dense else self.n_embd

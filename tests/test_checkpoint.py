@@ -553,8 +553,8 @@ NORMALIZE = ("2_Normalize", "sentence_transformers.models.Normalize")
 @pytest.mark.parametrize(
     "kinds",
     [
-        (TRANSFORMER, POOLING, ("2_Dense", "sentence_transformers.models.Dense")),
-        (TRANSFORMER, POOLING, ("2_Dense", "sentence_transformers.models.Dense"), NORMALIZE),
+        (TRANSFORMER, ("2_Dense", "sentence_transformers.models.Dense"), POOLING),
+        (TRANSFORMER, POOLING, NORMALIZE, ("2_Dense", "sentence_transformers.models.Dense")),
         (("", "sentence_transformers.models.CLIPModel"),),
         (("", "my_module.Transformer"), POOLING),
         (TRANSFORMER,),

@@ -10,13 +10,21 @@ from edge_embed.errors import UnsupportedCheckpointError
 from ..checkpoint import Fields, short
 from .bert import BERT, BERT_CROSS
 from .family import Family
+from .gemma3 import GEMMA3
+from .llama import LLAMA, MISTRAL
 from .modernbert import MODERN_BERT, MODERN_BERT_CROSS
 from .nomic_bert import NOMIC_BERT
-from .qwen3 import QWEN3
+from .qwen2 import QWEN2
+from .qwen3 import QWEN3, QWEN3_CROSS
 from .roberta import ROBERTA, ROBERTA_CROSS, XLM_ROBERTA, XLM_ROBERTA_CROSS
 
 FAMILIES: tuple[Family, ...] = (
     QWEN3,
+    QWEN3_CROSS,
+    QWEN2,
+    GEMMA3,
+    LLAMA,
+    MISTRAL,
     BERT,
     BERT_CROSS,
     XLM_ROBERTA,

@@ -2,9 +2,9 @@
 
 Two ways lead to a vector, or to the logits of a reranker:
 
-* **pooled**: llama.cpp pools by itself (encoders; causal models with mean or cls pooling). A text must fit into one
+* **pooled**: llama.cpp pools by itself (encoders; decoders with mean or cls pooling). A text must fit into one
   ubatch, so the context grows to the longest text seen.
-* **hidden**: for causal models with last-token pooling, and for causal rerankers, whose head is in ``head.py``. Only
+* **hidden**: for decoders with last-token pooling, and for causal rerankers, whose head is in ``head.py``. Only
   the last token of each text is marked as output, a ``cb_eval`` callback copies the tensor ``result_norm`` (the hidden
   states after the final norm) and stops the graph there, so the vocabulary projection never runs. Where that tensor
   does not appear, the pooled way is taken instead.
@@ -30,6 +30,7 @@ from edge_embed.batching import alone
 from edge_embed.engine import adapter, bindings
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.head import read_head
+from edge_embed.engine.observe import GraphObserver
 from edge_embed.errors import (
     ComputeError,
     EngineClosedError,
@@ -39,6 +40,7 @@ from edge_embed.errors import (
     ModelFileError,
 )
 from edge_embed.gguf_header import read_header
+from edge_embed.model_info import DECODERS
 from edge_embed.types import Batch, EngineLimits, Float32Array, Lora, ModelInfo
 
 T = TypeVar("T")
@@ -46,6 +48,7 @@ T = TypeVar("T")
 # llama.h
 _POOLING_ID: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _FLASH_ATTN_ENABLED, _FLASH_ATTN_AUTO = 1, -1
+_LOAD_MODE_NONE: Final = 0  # neither mapped nor locked
 _ROW: Final = 256  # llama.cpp rounds a context up to this many cells
 
 # Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower; a causal model of
@@ -71,6 +74,8 @@ class LlamaEngine:
         gpu_layers: layers put on a GPU; all where the library supports one, by default.
         hidden: False takes the pooled way for causal models too.
         lora: an adapter that is added while the model computes.
+        observer: asked about every node of the graph, see ``observe.py``; slower.
+        mmap: False reads the file into memory of its own instead of mapping it.
 
     Raises:
         EngineUnavailableError: the library is missing or does not fit.
@@ -90,6 +95,8 @@ class LlamaEngine:
         gpu_layers: int | None = None,
         hidden: bool = True,
         lora: Lora | None = None,
+        observer: GraphObserver | None = None,
+        mmap: bool = True,
     ) -> None:
         default_batch = _BATCH_CAUSAL if info.causal else _BATCH_ENCODER
         self.n_threads = _in_range("n_threads", default_threads() if n_threads is None else n_threads, 1, 512)
@@ -100,14 +107,15 @@ class LlamaEngine:
         n_seq_max = _in_range("n_seq_max", n_seq_max, 1, _SEQ_CEILING)
         if lora is not None:
             adapter.check(lora, read_header(info.path))
-        self._info, self._lora = info, lora
+        self._info, self._lora, self._observer = info, lora, observer
         self._lib = bindings.load()
         self._owner = _Owner()
         self._capacity = 0
         self._context: Any = None
         self._head = read_head(info) if info.causal else None
-        self.hidden = hidden and info.causal and (info.pooling == "last" or self._head is not None)
-        self._width = info.n_embd if info.rerank is None else len(info.rerank.labels)
+        self._has_memory = info.architecture in DECODERS
+        self.hidden = hidden and self._has_memory and (info.pooling == "last" or self._head is not None)
+        self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
         self._limits = EngineLimits(
             n_batch=n_batch,
             n_seq_max=n_seq_max,
@@ -117,7 +125,7 @@ class LlamaEngine:
         self._handles = _Handles(self._lib.c)
         self._finalizer = weakref.finalize(self, _shutdown, self._owner, self._handles)
         try:
-            self._owner.call(lambda: self._load(use_extra_bufts, gpu_layers))
+            self._owner.call(lambda: self._load(use_extra_bufts, gpu_layers, mmap))
         except BaseException:
             self._finalizer()
             raise
@@ -136,8 +144,8 @@ class LlamaEngine:
 
     @property
     def n_embd(self) -> int:
-        """Size of the vectors."""
-        return self._info.n_embd
+        """Size of the vectors, before any Dense layers."""
+        return self._info.n_hidden
 
     def decode(self, batch: Batch) -> Float32Array:
         """Raw pooled vectors of a batch, float32 ``[n_seqs, n_embd]``, in the batch's order.
@@ -178,10 +186,12 @@ class LlamaEngine:
 
     # Everything below runs on the owning thread, except the checks.
 
-    def _load(self, use_extra_bufts: bool, gpu_layers: int | None) -> None:
+    def _load(self, use_extra_bufts: bool, gpu_layers: int | None, mmap: bool) -> None:
         c = self._lib.c
         params = c.llama_model_default_params()
         params.use_extra_bufts = use_extra_bufts
+        if not mmap:
+            params.load_mode = _LOAD_MODE_NONE
         params.n_gpu_layers = (-1 if c.llama_supports_gpu_offload() else 0) if gpu_layers is None else gpu_layers
         bindings.last_complaint()
         model = c.llama_model_load_from_file(os.fsencode(self._info.path), params)
@@ -192,10 +202,10 @@ class LlamaEngine:
             )
         self._handles.model = model
         found = (c.llama_model_n_embd_out(model), c.llama_vocab_n_tokens(c.llama_model_get_vocab(model)))
-        if found != (self._info.n_embd, self._info.n_vocab):
+        if found != (self._info.n_hidden, self._info.n_vocab):
             raise ModelFileError(
                 f"{self._info.path}: the engine sees vectors of {found[0]} and {found[1]} tokens, "
-                f"the metadata says {self._info.n_embd} and {self._info.n_vocab}"
+                f"the metadata says {self._info.n_hidden} and {self._info.n_vocab}"
             )
         if self._info.rerank is not None and c.llama_model_n_cls_out(model) != self._width:
             raise ModelFileError(
@@ -214,18 +224,21 @@ class LlamaEngine:
         self._capacity = 0
         params = c.llama_context_default_params()
         params.n_ctx = params.n_batch = capacity
-        params.n_ubatch = min(capacity, _UBATCH_CAUSAL) if self.hidden else capacity
+        # llama.cpp pools, and looks ahead, within one ubatch only.
+        params.n_ubatch = min(capacity, _UBATCH_CAUSAL) if self.hidden and self._info.causal else capacity
         params.n_seq_max = self._limits.n_seq_max
         params.n_threads = params.n_threads_batch = self.n_threads
         params.no_perf = True
         params.embeddings = not self.hidden
         params.pooling_type = _POOLING_ID["none" if self.hidden else self._info.pooling]
-        if self._info.causal:
+        if self._has_memory:
             params.kv_unified = True
         if self.hidden:
             params.n_outputs_max = self._limits.n_seq_max
-            self._rows = _HiddenRows(self._lib, self._info.n_embd)
+            self._rows = _HiddenRows(self._lib, self._info.n_hidden)
             params.cb_eval = self._rows.callback
+        if self._observer is not None:
+            params.cb_eval = self._observer.attach(self._lib, self._rows.observe if self.hidden else None)
         for flash in (_FLASH_ATTN_ENABLED, _FLASH_ATTN_AUTO):
             params.flash_attn_type = flash
             bindings.last_complaint()
@@ -332,6 +345,7 @@ class _HiddenRows:
                 chunks.append(rows)
             return False
 
+        self.observe = observe
         self.callback = lib.c.ggml_backend_sched_eval_callback(observe)
 
     def clear(self) -> None:

@@ -1,0 +1,98 @@
+"""Llama and Mistral decoders as embedding models: e5-mistral, Linq-Embed-Mistral, SFR-Embedding and their like.
+
+Names and shapes from transformers' ``LlamaModel`` and ``MistralModel`` and from llama.cpp's src/models/llama.cpp, which
+rotates neighbouring values where the checkpoint rotates value i with value i + size/2: the rows of queries and keys
+are reordered. Llama 3's scaling of long contexts is a tensor of its own there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..checkpoint import Fields
+from .decoder import attends_back_only, causal_entry, hyper_of, own_code_notes, rope_factors
+from .family import Family, Hyper, Row, must_be, uint
+
+
+def _hyper(config: Fields) -> Hyper:
+    must_be(config, "attention_bias", (False,), "biases of attention are not converted for llama")
+    must_be(config, "mlp_bias", (False,), "biases of the feed-forward layers are not converted for llama")
+    must_be(config, "use_sliding_window", (False,), "llama.cpp's llama has no sliding windows")
+    return _common(config, None, own_code_notes(config))
+
+
+def _mistral_hyper(config: Fields) -> Hyper:
+    """llama.cpp's llama has no sliding windows, and a text that fits into one does not need any."""
+    notes: tuple[str, ...] = ()
+    window = None
+    if config.has("sliding_window"):
+        window = config.integer("sliding_window", low=4)
+        if window < config.integer("max_position_embeddings", low=1):
+            notes = (f"texts end at {window} tokens, the sliding window, behind which llama.cpp would see too much",)
+    return _common(config, window, own_code_notes(config) + notes)
+
+
+def _common(config: Fields, window: int | None, notes: tuple[str, ...]) -> Hyper:
+    must_be(config, "hidden_act", ("silu",), "llama.cpp computes silu")
+    causal = attends_back_only(config)
+    hyper = hyper_of("llama", config, max_positions=window, more=causal_entry("llama", causal), notes=notes)
+    factors = rope_factors(config, hyper.sizes["head"])
+    return replace(
+        hyper,
+        key_values=(*hyper.key_values, uint("llama.rope.dimension_count", hyper.sizes["head"])),
+        computed={} if factors is None else {"rope_freqs.weight": factors},
+    )
+
+
+_LAYER = "layers.{i}."
+
+LLAMA = Family(
+    arch="llama",
+    model_type="llama",
+    classes=("LlamaModel", "LlamaForCausalLM"),
+    refused={
+        "LlamaForSequenceClassification": "a reranker's or classifier's head is not converted for this family",
+        "LlamaForTokenClassification": "it labels tokens and is no embedding model",
+        "LlamaForQuestionAnswering": "it marks spans and is no embedding model",
+    },
+    tokenizer="bpe",
+    default_pooling=None,
+    hyper=_hyper,
+    prefixes=("model.",),
+    tensors=(
+        Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
+        Row("norm.weight", "output_norm.weight", ("embd",)),
+    ),
+    layer=(
+        Row(_LAYER + "input_layernorm.weight", "blk.{i}.attn_norm.weight", ("embd",)),
+        Row(_LAYER + "self_attn.q_proj.weight", "blk.{i}.attn_q.weight", ("q", "embd"), heads="n_head"),
+        Row(_LAYER + "self_attn.k_proj.weight", "blk.{i}.attn_k.weight", ("kv", "embd"), heads="n_head_kv"),
+        Row(_LAYER + "self_attn.v_proj.weight", "blk.{i}.attn_v.weight", ("kv", "embd")),
+        Row(_LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")),
+        Row(_LAYER + "post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight", ("embd",)),
+        Row(_LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
+        Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
+        Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
+    ),
+    skipped=(
+        (
+            r"lm_head\.weight",
+            "the output matrix over the vocabulary; embeddings come before it, and llama.cpp reads the "
+            "token embeddings in its place where it is absent",
+        ),
+        (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
+    ),
+)
+
+MISTRAL = replace(
+    LLAMA,
+    model_type="mistral",
+    classes=("MistralModel", "MistralForCausalLM"),
+    refused={
+        "MistralForSequenceClassification": "a reranker's or classifier's head is not converted for this family",
+        "MistralForTokenClassification": "it labels tokens and is no embedding model",
+        "MistralForQuestionAnswering": "it marks spans and is no embedding model",
+    },
+    default_pooling="last",
+    hyper=_mistral_hyper,
+)

@@ -1,0 +1,77 @@
+"""Qwen2 decoders as embedding models: gte-Qwen2, jina-code-embeddings and others tuned from Qwen2 or Qwen2.5.
+
+Names and shapes from transformers' ``Qwen2Model`` and from llama.cpp's src/models/qwen2.cpp. Some of these models look
+both ways (``is_causal`` false), which llama.cpp does where the metadata says so.
+"""
+
+from __future__ import annotations
+
+from edge_embed.errors import UnsupportedCheckpointError
+
+from ..checkpoint import Fields
+from .decoder import attends_back_only, causal_entry, hyper_of, own_code_notes, rope_kind, rope_parameters
+from .family import Family, Hyper, Row, must_be
+
+
+def _hyper(config: Fields) -> Hyper:
+    must_be(config, "hidden_act", ("silu",), "llama.cpp computes silu")
+    must_be(config, "use_sliding_window", (False,), "llama.cpp's qwen2 has no sliding windows")
+    rope = rope_parameters(config)
+    if rope_kind(rope) != "default":
+        raise UnsupportedCheckpointError(f"{rope.file} scales positions, which is not converted for qwen2")
+    layer_types = config.values.get("layer_types")
+    if layer_types is not None and set(layer_types) != {"full_attention"}:
+        raise UnsupportedCheckpointError(f"{config.file}: layer_types are not all full_attention")
+    causal = attends_back_only(config)
+    hyper = hyper_of("qwen2", config, more=causal_entry("qwen2", causal), notes=own_code_notes(config))
+    if hyper.sizes["q"] != hyper.n_embd:
+        raise UnsupportedCheckpointError(
+            f"{config.file}: the heads are {hyper.sizes['q']} wide together and hidden_size is {hyper.n_embd}; "
+            "llama.cpp's qwen2 takes them for equal"
+        )
+    return hyper
+
+
+_LAYER = "layers.{i}."
+
+QWEN2 = Family(
+    arch="qwen2",
+    model_type="qwen2",
+    classes=("Qwen2Model", "Qwen2ForCausalLM"),
+    refused={
+        "Qwen2ForSequenceClassification": "a reranker's or classifier's head is not converted for this family",
+        "Qwen2ForTokenClassification": "it labels tokens and is no embedding model",
+        "Qwen2ForQuestionAnswering": "it marks spans and is no embedding model",
+    },
+    tokenizer="bpe",
+    default_pooling=None,  # gte-Qwen2 is last, stella and KaLM are mean
+    hyper=_hyper,
+    prefixes=("model.",),
+    own_code=r"([\w.-]+/[\w.-]+--)?modeling(_qwen2?)?\.Qwen2(Model|ForCausalLM)",
+    tensors=(
+        Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
+        Row("norm.weight", "output_norm.weight", ("embd",)),
+    ),
+    layer=(
+        Row(_LAYER + "input_layernorm.weight", "blk.{i}.attn_norm.weight", ("embd",)),
+        Row(_LAYER + "self_attn.q_proj.weight", "blk.{i}.attn_q.weight", ("q", "embd")),
+        Row(_LAYER + "self_attn.q_proj.bias", "blk.{i}.attn_q.bias", ("q",)),
+        Row(_LAYER + "self_attn.k_proj.weight", "blk.{i}.attn_k.weight", ("kv", "embd")),
+        Row(_LAYER + "self_attn.k_proj.bias", "blk.{i}.attn_k.bias", ("kv",)),
+        Row(_LAYER + "self_attn.v_proj.weight", "blk.{i}.attn_v.weight", ("kv", "embd")),
+        Row(_LAYER + "self_attn.v_proj.bias", "blk.{i}.attn_v.bias", ("kv",)),
+        Row(_LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")),
+        Row(_LAYER + "post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight", ("embd",)),
+        Row(_LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
+        Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
+        Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
+    ),
+    skipped=(
+        (
+            r"lm_head\.weight",
+            "the output matrix over the vocabulary; embeddings come before it, and llama.cpp reads the "
+            "token embeddings in its place where it is absent",
+        ),
+        (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
+    ),
+)
