@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from edge_embed.errors import InvalidOptionError
-from edge_embed.types import Batch, Encoding
+from edge_embed.types import Batch, BoolArray, Encoding
 
 
 def pack(encodings: Sequence[Encoding], *, n_batch: int, n_seq_max: int) -> Iterator[Batch]:
@@ -48,12 +48,19 @@ def pack(encodings: Sequence[Encoding], *, n_batch: int, n_seq_max: int) -> Iter
 
 
 def _batch(encodings: Sequence[Encoding], members: Sequence[int]) -> Batch:
-    chosen = [encodings[index].token_ids for index in members]
+    chosen = [encodings[index] for index in members]
+    pairs = any(encoding.n_first for encoding in chosen)
     return Batch(
-        token_ids=np.concatenate(chosen).astype(np.int32, copy=False),
-        lengths=np.array([len(ids) for ids in chosen], dtype=np.int32),
+        token_ids=np.concatenate([encoding.token_ids for encoding in chosen]).astype(np.int32, copy=False),
+        lengths=np.array([encoding.n_tokens for encoding in chosen], dtype=np.int32),
         indices=tuple(members),
+        second=np.concatenate([_second(encoding) for encoding in chosen]) if pairs else None,
     )
+
+
+def _second(encoding: Encoding) -> BoolArray:
+    """Which tokens are the second text's."""
+    return np.arange(encoding.n_tokens) >= (encoding.n_first or encoding.n_tokens)
 
 
 def alone(batch: Batch) -> Iterator[Batch]:
@@ -64,4 +71,5 @@ def alone(batch: Batch) -> Iterator[Batch]:
             token_ids=batch.token_ids[end - length : end],
             lengths=np.array([length], dtype=np.int32),
             indices=(index,),
+            second=None if batch.second is None else batch.second[end - length : end],
         )

@@ -18,7 +18,16 @@ from edge_embed import catalogue, keys
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.prompts import INSTRUCTION_SLOT, rerank_problem, split_instruction
-from edge_embed.types import Activation, Dense, DenseActivation, Float32Array, ModelInfo, Pooling, RerankInfo
+from edge_embed.types import (
+    Activation,
+    Dense,
+    DenseActivation,
+    Float32Array,
+    ModelInfo,
+    Pooling,
+    RerankInfo,
+    TokenTypes,
+)
 
 # llama.h, enum llama_pooling_type
 POOLING_BY_ID: Final[dict[int, Pooling]] = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
@@ -246,9 +255,32 @@ def _rerank(header: GgufHeader, read: _Metadata, arch: str, n_embd: int) -> Rera
     if activation not in ("sigmoid", "identity"):
         raise ModelFileError(f"{read.path}: {keys.RERANK_ACTIVATION} is {activation!r}, not sigmoid or identity")
     template, instruction = _rerank_template(read) if arch in DECODERS else (None, None)
+    types = _cross_encoder(header, read, arch, n_embd) if arch in ENCODERS else None
     return RerankInfo(
-        tuple(labels), cast(Activation, activation), template, instruction, head.type_name, head.offset
+        tuple(labels), cast(Activation, activation), template, instruction, head.type_name, head.offset, types
     )
+
+
+def _cross_encoder(header: GgufHeader, read: _Metadata, arch: str, n_embd: int) -> TokenTypes | None:
+    """The rest of a cross-encoder's head, which other converters leave out; and its token types, where it has two."""
+    expected = {"bert": {"cls.weight": (n_embd, n_embd), "cls.bias": (n_embd,)}}
+    expected["modern-bert"] = {"cls.weight": (n_embd, n_embd), "cls.norm.weight": (n_embd,)}
+    if arch not in expected:
+        raise UnsupportedModelError(f"{read.path}: rerankers of the architecture {arch!r} are not supported")
+    for name, shape in expected[arch].items():
+        tensor = header.tensors.get(name)
+        if tensor is None or tensor.shape != shape:
+            found = "is missing" if tensor is None else f"has shape {tensor.shape} instead of {shape}"
+            raise ModelFileError(
+                f"{read.path}: the tensor {name!r} {found}",
+                hint="without its whole head it would score otherwise: convert the model with `edge-embed convert`",
+            )
+    types, tokens = header.tensors.get("token_types.weight"), header.tensors.get("token_embd.weight")
+    if types is None or tokens is None or len(types.shape) < 2 or types.shape[1] < 2:
+        return None
+    if types.shape[0] != n_embd or types.type_name != "F32":
+        raise ModelFileError(f"{read.path}: the token types are {types.shape} of {types.type_name}, expected F32")
+    return TokenTypes(tokens.type_name, tokens.offset, types.offset)
 
 
 def _rerank_template(read: _Metadata) -> tuple[str, str | None]:

@@ -111,8 +111,8 @@ class Tokenizer:
     ) -> Encoding:
         """Encode a query and a document as one sequence, as a cross-encoder reads them.
 
-        That is ``[CLS] query [SEP] document [SEP]`` or ``<s> query </s></s> document </s>``. The token types of the
-        original (BERT: 0 up to and with the first ``[SEP]``, then 1) have no place in an encoding.
+        That is ``[CLS] query [SEP] document [SEP]`` or ``<s> query </s></s> document </s>``. The original's second
+        token type begins where the document does (``n_first``).
 
         Args:
             query: kept whole.
@@ -149,8 +149,8 @@ class Tokenizer:
                     hint="shorten the query, or raise max_tokens",
                 )
             second = second[:keep] if truncate == "right" else second[len(second) - keep :]
-        ids = [*self.prefix, *first, *self.separator, *second, *self.suffix]
-        return Encoding(np.array(ids, dtype=np.int32), n_original)
+        before = [*self.prefix, *first, *self.separator]
+        return Encoding(np.array([*before, *second, *self.suffix], dtype=np.int32), n_original, n_first=len(before))
 
     def _limit(self, max_tokens: int | None) -> int:
         if max_tokens is None:

@@ -21,6 +21,7 @@ def is_one_of(value: object, allowed: tuple[str, ...]) -> bool:
 
 
 Int32Array = npt.NDArray[np.int32]
+BoolArray = npt.NDArray[np.bool_]
 Float32Array = npt.NDArray[np.float32]
 AnyArray = npt.NDArray[Any]
 
@@ -32,10 +33,12 @@ class Encoding:
     Attributes:
         token_ids: int32 ``[n]``, special tokens included, never empty.
         n_original: tokens before truncation (equal to ``len(token_ids)`` where nothing was cut).
+        n_first: tokens of the first text of a pair, special ones included; 0 where there is one text.
     """
 
     token_ids: Int32Array
     n_original: int
+    n_first: int = 0
 
     @property
     def n_tokens(self) -> int:
@@ -54,11 +57,13 @@ class Batch:
         token_ids: int32 ``[n_tokens]``, the sequences one after another.
         lengths: int32 ``[n_seqs]``, tokens of each sequence, in the same order.
         indices: for each sequence, its position in the list that was packed.
+        second: bool ``[n_tokens]``, which tokens belong to the second text of a pair; None where there is no pair.
     """
 
     token_ids: Int32Array
     lengths: Int32Array
     indices: tuple[int, ...]
+    second: BoolArray | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -227,6 +232,21 @@ class Dense:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenTypes:
+    """Where in a GGUF the embeddings of tokens and of their two types lie.
+
+    Attributes:
+        token_type_name: the type that the token embeddings are stored as.
+        token_offset: where in the file they begin.
+        types_offset: where the float32 embeddings of the types begin.
+    """
+
+    token_type_name: str
+    token_offset: int
+    types_offset: int
+
+
+@dataclass(frozen=True, slots=True)
 class RerankInfo:
     """What a GGUF says of its head that scores pairs.
 
@@ -238,6 +258,7 @@ class RerankInfo:
         instruction: fills ``{instruction}`` where a call gives none, or None.
         head_type: the type that the head's rows are stored as.
         head_offset: where in the file they begin.
+        token_types: the embeddings that tell a pair's texts apart (BERT); None where the model has none.
     """
 
     labels: tuple[str, ...]
@@ -246,6 +267,7 @@ class RerankInfo:
     instruction: str | None
     head_type: str
     head_offset: int
+    token_types: TokenTypes | None = None
 
 
 @dataclass(frozen=True, slots=True)

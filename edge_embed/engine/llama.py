@@ -31,6 +31,7 @@ from edge_embed.engine import adapter, bindings
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.head import read_head
 from edge_embed.engine.observe import GraphObserver
+from edge_embed.engine.token_types import PairEmbeddings
 from edge_embed.errors import (
     ComputeError,
     EngineClosedError,
@@ -113,6 +114,8 @@ class LlamaEngine:
         self._capacity = 0
         self._context: Any = None
         self._head = read_head(info) if info.causal else None
+        types = info.rerank.token_types if info.rerank is not None else None
+        self._pair_embeddings = None if types is None else PairEmbeddings(info, types)
         self._has_memory = info.architecture in DECODERS
         self.hidden = hidden and self._has_memory and (info.pooling == "last" or self._head is not None)
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
@@ -272,7 +275,11 @@ class LlamaEngine:
         if self.hidden:
             self._rows.clear()
         bindings.last_complaint()
-        packed = _CBatch(self._lib.c, batch, last_only=self.hidden)  # owns the arrays that the structure points to
+        embeddings = None
+        if batch.second is not None and self._pair_embeddings is not None:
+            embeddings = self._pair_embeddings(batch.token_ids, batch.second)
+        # It owns the arrays that the structure points to.
+        packed = _CBatch(self._lib.c, batch, embeddings, last_only=self.hidden)
         code = self._lib.c.llama_decode(self._handles.context, packed.struct)
         if code in (1, -2):
             raise EngineMemoryError(
@@ -311,6 +318,8 @@ class LlamaEngine:
         lengths, ids = batch.lengths, batch.token_ids
         if ids.dtype != np.int32 or lengths.dtype != np.int32 or ids.ndim != 1 or lengths.ndim != 1:
             raise InvalidOptionError("token_ids and lengths must be int32 vectors")
+        if batch.second is not None and (batch.second.dtype != np.bool_ or batch.second.shape != ids.shape):
+            raise InvalidOptionError("second must be a bool for each token")
         if not 1 <= batch.n_seqs <= limits.n_seq_max:
             raise InvalidOptionError(f"a batch of {batch.n_seqs} texts, expected 1 to {limits.n_seq_max}")
         if (
@@ -358,13 +367,13 @@ class _HiddenRows:
 
 
 class _CBatch:
-    """A ``llama_batch`` whose arrays are NumPy's; keep it alive during the call."""
+    """A ``llama_batch`` whose arrays are NumPy's; keep it alive during the call. Embeddings take the ids' place."""
 
-    def __init__(self, c: Any, batch: Batch, *, last_only: bool) -> None:
+    def __init__(self, c: Any, batch: Batch, embeddings: Float32Array | None, *, last_only: bool) -> None:
         n, lengths = batch.n_tokens, batch.lengths
         ends = np.cumsum(lengths)
         sequence = np.repeat(np.arange(batch.n_seqs, dtype=np.int64), lengths)
-        self.token = np.ascontiguousarray(batch.token_ids)
+        self.input = np.ascontiguousarray(batch.token_ids) if embeddings is None else embeddings
         self.pos = (np.arange(n) - np.repeat(ends - lengths, lengths)).astype(np.int32)
         self.n_seq_id = np.ones(n, dtype=np.int32)
         self.names = np.arange(batch.n_seqs, dtype=np.int32)
@@ -374,7 +383,7 @@ class _CBatch:
         self.struct = c.llama_batch()
         self.struct.n_tokens = n
         for name, array in (
-            ("token", self.token),
+            ("token" if embeddings is None else "embd", self.input),
             ("pos", self.pos),
             ("n_seq_id", self.n_seq_id),
             ("seq_id", self.seq_id),
