@@ -14,9 +14,11 @@ import contextlib
 import errno
 import glob
 import hashlib
+import mmap
 import os
 import secrets
 import shutil
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +132,22 @@ class GGUFOutput:
         """Digest of everything written so far."""
         return self._digest.hexdigest()
 
+    def flush(self) -> Path:
+        """The part, with everything written so far in it."""
+        assert self._file is not None, "flush outside the context"
+        with _as_output_error(self.path):
+            self._file.flush()
+        return self.part
+
+    def patch(self, values: Sequence[KeyValue]) -> None:
+        """Put other numbers in the place of entries of the header, and read the part again for its digest."""
+        with _as_output_error(self.path):
+            patch_numbers(self.flush(), values)
+            self._digest = hashlib.sha256()
+            with self.part.open("rb") as file:
+                while chunk := file.read(2**20):
+                    self._digest.update(chunk)
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
@@ -218,6 +236,29 @@ def _remove_stale_parts(path: Path) -> None:
             with part.open("rb") as file:
                 if _lock(file):
                     part.unlink()
+
+
+def patch_numbers(path: Path, values: Sequence[KeyValue]) -> None:
+    """Overwrite numbers in the metadata of a GGUF; nothing else in it moves.
+
+    Args:
+        path: a sound file.
+        values: entries with the type that they have in the file, UINT32 or FLOAT32.
+
+    Raises:
+        KeyError: the file has no such entry of that type.
+    """
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        for entry in values:
+            key = entry.key.encode()
+            # The length before the key: eight bytes that no text holds, so no string is taken for it.
+            start = struct.pack("<Q", len(key)) + key + struct.pack("<I", int(entry.kind))
+            at = data.find(start)
+            if at < 0:
+                raise KeyError(entry.key)
+            code = {GGUFValueType.UINT32: "<I", GGUFValueType.FLOAT32: "<f"}[entry.kind]
+            struct.pack_into(code, data, at + len(start), entry.value)
+        data.flush()
 
 
 def padded(n: int) -> int:

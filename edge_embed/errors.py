@@ -18,7 +18,8 @@
     ├── ConversionError            the checkpoint that is being converted
     │   ├── CheckpointError        a file, tensor, shape or value in it is missing or wrong
     │   ├── UnsupportedCheckpointError  a family, tokenizer or module that is not converted faithfully
-    │   └── OutputFileError        the result cannot be written (disk full, no permission)
+    │   ├── OutputFileError        the result cannot be written (disk full, no permission)
+    │   └── VerificationError      the file that was made does not compute what the checkpoint does
     ├── EngineError                the native library and the machine
     │   ├── EngineUnavailableError llama-cpp-python is missing, or its layout is not the one we know
     │   ├── EngineMemoryError      a context or batch could not be allocated
@@ -140,6 +141,10 @@ class OutputFileError(ConversionError):
     """The result cannot be written."""
 
 
+class VerificationError(ConversionError):
+    """A GGUF does not compute what the checkpoint does that it is held against."""
+
+
 class EngineError(EdgeEmbedError):
     """The native library and the machine."""
 
@@ -218,6 +223,7 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     CheckpointError: (500, 4),
     UnsupportedCheckpointError: (501, 4),
     OutputFileError: (507, 4),
+    VerificationError: (500, 4),
     EngineUnavailableError: (503, 5),
     EngineMemoryError: (507, 5),
     EngineClosedError: (503, 5),

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from edge_embed.catalogue import resolve
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info, require_scores
 from edge_embed.prompts import INSTRUCTION_SLOT, fill_slots, split_rerank_template
+from edge_embed.provision import locate
 from edge_embed.running import compute, open_model, usage
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
@@ -47,8 +47,10 @@ class Reranker:
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default.
         gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
+        download: whether a known model that is not here may be downloaded; see ``Embedder``.
 
     Raises:
+        ModelMissingError, HubError: a known model that is not here; its download.
         ModelNotFoundError, ModelFileError, UnsupportedModelError: the model; the last for an embedding model, too.
         EngineUnavailableError, EngineMemoryError: the machine.
         InvalidOptionError: an argument.
@@ -63,8 +65,9 @@ class Reranker:
         n_threads: int | None = None,
         n_batch: int | None = None,
         gpu_layers: int | None = None,
+        download: bool | None = None,
     ) -> None:
-        header = read_header(resolve(model))
+        header = read_header(locate(model, download=download, show_progress_bar=True))
         info = read_model_info(header, max_tokens=max_tokens)
         require_scores(info)
         engine, tokenizer = open_model(
@@ -211,6 +214,21 @@ class Reranker:
         scores = result.logits if raw_scores else result.scores
         best = np.argsort(-result.logits, kind="stable")[:top_k]  # by logits: probabilities near 1 are all alike
         return [RankedDocument(int(i), float(scores[i]), pairs[i][1]) for i in best]
+
+    def tokenize(
+        self,
+        query: str,
+        document: str,
+        *,
+        instruction: str | None = None,
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+    ) -> Encoding:
+        """The tokens of one pair as the model would see them."""
+        self._check_open()
+        chosen = self.instruction if instruction is None else self._instruction(instruction)
+        (checked,) = _as_pairs([(query, document)])
+        return self._encode(*checked, chosen, truncate, 0, max_tokens)
 
     # Steps
 

@@ -18,6 +18,7 @@ from ..checkpoint import Checkpoint, Fields, short
 from . import decoders, encoders, heads
 from .ops import Parameters, Tokens
 
+OnRead = Callable[[int], None] | None
 Forward = Callable[[Parameters, Fields, Tokens], Float32Array]
 
 
@@ -57,12 +58,17 @@ def hidden_states(checkpoint: Checkpoint, tokens: Tokens) -> Float32Array:
         UnsupportedCheckpointError: a family, or an option of one, that the reference does not compute.
         CheckpointError: a tensor is missing or cannot be read.
     """
-    family, weights = _open(checkpoint)
-    return family.forward(weights, checkpoint.config, tokens)
+    return _run(checkpoint, tokens, None)[1]
 
 
 def vectors(
-    checkpoint: Checkpoint, tokens: Tokens, *, pooling: Pooling, normalize: bool, modules: Path | None = None
+    checkpoint: Checkpoint,
+    tokens: Tokens,
+    *,
+    pooling: Pooling,
+    normalize: bool,
+    modules: Path | None = None,
+    on_read: OnRead = None,
 ) -> Float32Array:
     """One vector for each text, as sentence-transformers would give it.
 
@@ -72,26 +78,28 @@ def vectors(
         pooling: how hidden states become one vector.
         normalize: whether it is made unit length.
         modules: the folder of modules.json, whose Dense modules come behind the pooling.
+        on_read: called with the number of bytes of each slice of a matrix, for a progress bar.
     """
-    pooled = heads.pool(hidden_states(checkpoint, tokens), tokens, pooling)
+    _, hidden = _run(checkpoint, tokens, on_read)
+    pooled = heads.pool(hidden, tokens, pooling)
     if modules is not None:
         pooled = heads.dense_modules(pooled, modules)
     return heads.normalized(pooled) if normalize else pooled
 
 
-def label_scores(checkpoint: Checkpoint, tokens: Tokens) -> Float32Array:
+def label_scores(checkpoint: Checkpoint, tokens: Tokens, *, on_read: OnRead = None) -> Float32Array:
     """A sequence classifier's scores ``[n_texts, n_labels]``, before any sigmoid or softmax."""
-    _, weights = _open(checkpoint)
-    return heads.classifier_logits(weights, checkpoint.config, hidden_states(checkpoint, tokens), tokens)
+    parameters, hidden = _run(checkpoint, tokens, on_read)
+    return heads.classifier_logits(parameters, checkpoint.config, hidden, tokens)
 
 
-def word_scores(checkpoint: Checkpoint, tokens: Tokens, ids: Sequence[int]) -> Float32Array:
+def word_scores(checkpoint: Checkpoint, tokens: Tokens, ids: Sequence[int], *, on_read: OnRead = None) -> Float32Array:
     """A language model's scores of a few words as the next token ``[n_texts, len(ids)]``: "yes" and "no"."""
-    _, weights = _open(checkpoint)
-    return heads.vocabulary_logits(weights, hidden_states(checkpoint, tokens), tokens, ids)
+    parameters, hidden = _run(checkpoint, tokens, on_read)
+    return heads.vocabulary_logits(parameters, hidden, tokens, ids)
 
 
-def _open(checkpoint: Checkpoint) -> tuple[_Family, Parameters]:
+def _run(checkpoint: Checkpoint, tokens: Tokens, on_read: OnRead) -> tuple[Parameters, Float32Array]:
     kind = checkpoint.config.values.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
@@ -99,4 +107,5 @@ def _open(checkpoint: Checkpoint) -> tuple[_Family, Parameters]:
             f"{checkpoint.config.file}: there is no reference for model_type {short(kind)}",
             hint=f"there is one for {', '.join(FAMILIES)}",
         )
-    return family, Parameters(checkpoint, family.prefixes, family.renames)
+    parameters = Parameters(checkpoint, family.prefixes, family.renames, on_read)
+    return parameters, family.forward(parameters, checkpoint.config, tokens)

@@ -7,7 +7,7 @@ next is read, so each weight is read once and memory is the activations and one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,12 +64,18 @@ class Parameters:
         checkpoint: the opened folder.
         prefixes: what some checkpoints of the family put before every name and others do not.
         renames: pairs of an older spelling's part of a name and the present one's.
+        on_read: called with the number of bytes of each slice of a matrix.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, prefixes: Sequence[str] = (), renames: Sequence[tuple[str, str]] = ()
+        self,
+        checkpoint: Checkpoint,
+        prefixes: Sequence[str] = (),
+        renames: Sequence[tuple[str, str]] = (),
+        on_read: Callable[[int], None] | None = None,
     ) -> None:
         self._checkpoint = checkpoint
+        self._on_read = on_read
         self._refs: dict[str, TensorRef] = {}
         for name, ref in checkpoint.tensors.items():
             prefix = next((p for p in prefixes if name.startswith(p)), "")
@@ -104,6 +110,8 @@ class Parameters:
         for first in range(0, ref.n_rows, step):
             rows = self._checkpoint.read_rows(ref, first, min(step, ref.n_rows - first))
             np.matmul(x, rows.T, out=y[:, first : first + len(rows)])
+            if self._on_read is not None:
+                self._on_read(ref.nbytes // ref.n_rows * len(rows))
         return y + self.vector(f"{name}.bias") if bias else y
 
     def layer_norm(self, x: Float32Array, name: str, epsilon: float, *, bias: bool = True) -> Float32Array:
@@ -193,22 +201,23 @@ def attention(
     Returns:
         ``[n_tokens, heads * head_dim]``.
     """
-    heads, head_dim = q.shape[1:]
-    shared = heads // k.shape[1]
+    n_heads, head_dim = q.shape[1:]
+    if k.shape[1] != n_heads:
+        k, v = (np.repeat(x, n_heads // k.shape[1], axis=1) for x in (k, v))
     factor = np.float32(head_dim**-0.5 if scale is None else scale)
-    out = np.empty((len(q), heads * head_dim), np.float32)
+    out = np.empty((len(q), n_heads * head_dim), np.float32)
     for span in tokens.spans():
         n = span.stop - span.start
         distance = np.arange(n)[:, None] - np.arange(n)  # of a key before its query
         hidden = (distance < 0) if causal else np.zeros((n, n), bool)
         if window is not None:
             hidden = hidden | (np.abs(distance) > window)
-        for head in range(heads):
-            scores = q[span, head] @ k[span, head // shared].T * factor
-            scores[hidden] = -np.inf
-            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            weights /= weights.sum(axis=1, keepdims=True)
-            out[span, head * head_dim : (head + 1) * head_dim] = weights @ v[span, head // shared]
+        queries, keys, values = (np.ascontiguousarray(x[span].transpose(1, 0, 2)) for x in (q, k, v))
+        scores = queries @ keys.transpose(0, 2, 1) * factor  # [n_heads, n, n]
+        scores[:, hidden] = -np.inf
+        weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+        weights /= weights.sum(axis=2, keepdims=True)
+        out[span] = (weights @ values).transpose(1, 0, 2).reshape(n, -1)
     return out
 
 
