@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ else:
     import tomli as tomllib
 
 DEFAULT_MODEL: Final = "all-minilm-l6-v2"
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
 
 # Bits of one weight in a file of that type. The mixes (_k_m and the like) keep some matrices in more bits than their
 # name says; theirs are the averages over the Qwen3 family, and a few percent off for others.
@@ -123,26 +126,31 @@ def recommended_type(parameters: int, memory_bytes: int) -> str | None:
     return next((t for t in LADDER if 2 * memory_needed(parameters, t) <= memory_bytes), None)
 
 
-@functools.cache
-def _all() -> tuple[CatalogueEntry, ...]:
-    folder = resources.files("edge_embed.models")
-    found = [
-        _entry(item.name.removesuffix(".toml"), tomllib.loads(item.read_text(encoding="utf-8")))
-        for item in folder.iterdir()
-        if item.name.endswith(".toml")
-    ]
-    return tuple(sorted(found, key=lambda entry: entry.name))
-
-
 def entries() -> list[CatalogueEntry]:
     """All known models, by name."""
-    return list(_all())
+    folder = resources.files("edge_embed.models")
+    names = sorted(item.name for item in folder.iterdir() if item.name.endswith(".toml"))
+    return [entry for name in names if (entry := _load(name.removesuffix(".toml"))) is not None]
 
 
 def find(name: str) -> CatalogueEntry | None:
-    """The known model with that short name, or with that repository; either in any case."""
-    wanted = name.lower()
-    return next((entry for entry in _all() if wanted in _names(entry)), None)
+    """The known model with that short name, or with that repository, of weights or of ready files; in any case."""
+    entry = _load(_short(name))
+    return entry if entry is not None and name.lower() in _names(entry) else None
+
+
+def _short(name: str) -> str:
+    """The short name that a repository's model would have: every file in ``models/`` is called so."""
+    return name.lower().rpartition("/")[2].removesuffix("-gguf")
+
+
+@functools.cache
+def _load(name: str) -> CatalogueEntry | None:
+    """One file of ``models/``; the others need not be read to find it."""
+    file = resources.files("edge_embed.models") / f"{name}.toml"
+    if not _NAME.fullmatch(name) or not file.is_file():
+        return None
+    return _entry(name, tomllib.loads(file.read_text(encoding="utf-8")))
 
 
 def _names(entry: CatalogueEntry) -> set[str]:
@@ -252,10 +260,9 @@ def identify(path: Path, metadata: Mapping[str, Any]) -> CatalogueEntry | None:
 
 
 def _named(said: str) -> CatalogueEntry | None:
-    """The model with that repository, address of a repository, or title (whose spaces some converters make of -)."""
-    address = said.lower().rstrip("/").removeprefix("https://huggingface.co/")
-    title = said.lower().replace(" ", "-")
-    return next((e for e in _all() if address in _names(e) - {e.name} or title in (e.name, e.title.lower())), None)
+    """The model with that repository, address of a repository, or title (whose hyphens some converters take out)."""
+    name = said.lower().rstrip("/").removeprefix("https://huggingface.co/").replace(" ", "-")
+    return find(name)
 
 
 def _entry(name: str, table: dict[str, Any]) -> CatalogueEntry:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from edge_embed import catalogue, hub, store
 from edge_embed.catalogue import CatalogueEntry
@@ -27,7 +27,9 @@ from edge_embed.hub import RepoFile, Repository, Snapshot
 from edge_embed.paths import models_dir
 from edge_embed.progress import BytesProgress, Progress
 from edge_embed.store import StoredModel
-from edge_embed.types import Pooling
+
+if TYPE_CHECKING:
+    from edge_embed.types import Pooling
 
 ALLOWED: Final = "EDGE_EMBED_DOWNLOAD"
 """Environment: 1 lets models that are missing be downloaded without a question."""
@@ -133,7 +135,7 @@ def suitable_type(entry: CatalogueEntry, memory_bytes: int | None = None) -> str
     Raises:
         InvalidOptionError: even the smallest would not leave half of it free.
     """
-    memory = memory_bytes or _memory()
+    memory = memory_bytes or machine_memory()
     ftype = catalogue.recommended_type(entry.parameters, memory)
     if ftype is None:
         smallest = catalogue.LADDER[-1]
@@ -146,7 +148,8 @@ def suitable_type(entry: CatalogueEntry, memory_bytes: int | None = None) -> str
     return ftype
 
 
-def _memory() -> int:
+def machine_memory() -> int:
+    """Memory of this machine or container, in bytes; 8 GB where it does not say."""
     from edge_embed.engine.report import machine
 
     return machine().memory_bytes or _ASSUMED_MEMORY
@@ -351,6 +354,7 @@ class Source:
     repository: str | None = None
     revision: str | None = None
     mrl_dimensions: tuple[int, ...] = ()
+    reranker: bool = False
 
 
 def find_checkpoint(
@@ -399,7 +403,13 @@ def find_checkpoint(
         repository=snapshot.repository,
         revision=snapshot.revision,
         mrl_dimensions=entry.mrl_dimensions if entry else (),
+        reranker=entry is not None and _by_two_words(entry),
     )
+
+
+def _by_two_words(entry: CatalogueEntry) -> bool:
+    """Whether it is a language model that scores by two words, which its checkpoint does not say of itself."""
+    return entry.kind == "reranker" and entry.architecture == "qwen3"
 
 
 def _looks_like_repository(source: str) -> bool:
@@ -422,7 +432,7 @@ def _convert(planned: Plan, snapshot: Snapshot, show_progress_bar: bool) -> Pull
     assert entry is not None, "only known models are converted by name"
     planned.target.parent.mkdir(parents=True, exist_ok=True)
     says_pooling = (snapshot.folder / "modules.json").is_file() or entry.pooling == "rank"
-    with BytesProgress("converting", enabled=show_progress_bar) as advance:
+    with BytesProgress("hashing", "converting", "verifying", enabled=show_progress_bar) as advance:
         report = convert(
             snapshot.folder,
             planned.target,
@@ -433,8 +443,11 @@ def _convert(planned: Plan, snapshot: Snapshot, show_progress_bar: bool) -> Pull
             revision=snapshot.revision,
             pooling=None if says_pooling else cast("Pooling", entry.pooling),
             mrl_dimensions=entry.mrl_dimensions,
+            reranker=_by_two_words(entry),
             threads=_THREADS,
             progress=advance,
+            verify=True,
+            verify_progress=advance,
         )
     model = StoredModel(
         name=entry.name,

@@ -54,6 +54,7 @@ class HubServer:
     Attributes:
         requests: everything that was asked, in order.
         cut: path of a file -> the bytes after which the connection is dropped, once.
+        stuck: path of a file -> the byte beyond which nothing ever comes.
         broken: paths of files that come with a changed byte.
     """
 
@@ -61,6 +62,7 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.cut: dict[str, int] = {}
+        self.stuck: dict[str, int] = {}
         self.broken: set[str] = set()
         hub = self
 
@@ -185,7 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
         if start:
             status, headers["Content-Range"] = 206, f"bytes {start}-{len(data) - 1}/{len(data)}"
         rest = data[start:]
-        limit = self.server_hub.cut.pop(file, None) if self.command == "GET" else None
+        limit = self.server_hub.stuck.get(file)
+        if limit is None and self.command == "GET":
+            limit = self.server_hub.cut.pop(file, None)
         self._send(status, rest, headers, None if limit is None else max(0, limit - start))
 
     def _refuse(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:

@@ -5,15 +5,16 @@ Only headers are read; no engine is loaded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from edge_embed import keys
-from edge_embed.catalogue import DEFAULT_MODEL, CatalogueEntry, entries, resolve
+from edge_embed.catalogue import DEFAULT_MODEL, CatalogueEntry, entries, recommended_type, resolve
 from edge_embed.cli.terminal import facts, say_error, say_json, shorten, size, table
 from edge_embed.errors import ModelError
+from edge_embed.store import stored
 
 if TYPE_CHECKING:
     from edge_embed.gguf_header import GgufHeader
@@ -166,50 +167,91 @@ def _short(value: Any) -> Any:
     epilog="""\b
 Examples:
   edge-embed list
+  edge-embed list --here
   edge-embed list --json | jq '.[].name'
 """,
 )
+@click.option("--here", is_flag=True, help="Only what is on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
-def list_models(as_json: bool) -> None:
-    """List the models that are known by name.
+def list_models(here: bool, as_json: bool) -> None:
+    """List the models that are known by name, and those that were pulled.
 
-    Any GGUF file can be used by its path as well.
+    Any GGUF file can be used by its path as well. For what is not here, the type that suits this machine's memory and
+    its size are shown; `edge-embed pull NAME` fetches that, `edge-embed pull NAME:TYPE` another one.
     """
-    known = entries()
+    listed = _listed()
+    if here:
+        listed = [row for row in listed if row["path"] is not None]
     if as_json:
-        say_json(
-            [
-                {
-                    "name": entry.name,
-                    "default": entry.name == DEFAULT_MODEL,
-                    "repository": entry.repository,
-                    "license": entry.license,
-                    "dimensions": entry.dimensions,
-                    "max_tokens": entry.max_tokens,
-                    "path": None if entry.path is None else str(entry.path),
-                    "size_bytes": entry.size_bytes if entry.path is not None else None,
-                }
-                for entry in known
-            ]
-        )
+        say_json(listed)
         return
-    for line in _rows(known):
+    for line in table(
+        [
+            (
+                row["name"] + (" (default)" if row["default"] else ""),
+                str(row["dimensions"] or ""),
+                f"{row['max_tokens']:,}" if row["max_tokens"] else "",
+                "yes" if row["path"] else "",
+                row["type"] or "too large",
+                size(row["size_bytes"]) if row["path"] else f"~{size(row['size_bytes'])}" if row["size_bytes"] else "",
+                row["license"] + (", gated" if row["gated"] else ""),
+                row["path"] or row["repository"],
+            )
+            for row in listed
+        ],
+        head=("name", "dims", "tokens", "here", "type", "size", "licence", "where"),
+        right=(1, 2, 5),
+    ):
         click.echo(line)
 
 
-def _rows(known: list[CatalogueEntry]) -> Iterator[str]:
-    yield from table(
-        [
-            (
-                entry.name + (" (default)" if entry.name == DEFAULT_MODEL else ""),
-                str(entry.dimensions),
-                f"{entry.max_tokens:,}",
-                size(entry.size_bytes) if entry.path is not None else "not here",
-                entry.license,
-                str(entry.path) if entry.path is not None else entry.repository,
+def _listed() -> list[dict[str, Any]]:
+    """A row for each file that is here, and one for each known model that is not."""
+    from edge_embed.provision import machine_memory
+
+    memory = machine_memory()
+    pulled = stored()
+    rows = []
+    for entry in entries():
+        own = [model for model in pulled if model.name == entry.name]
+        if entry.path is not None:
+            rows.append(_row(entry, entry.name, entry.ftype, entry.size_bytes, str(entry.path)))
+        rows += [_row(entry, f"{entry.name}:{m.ftype}", m.ftype, m.size_bytes, str(m.path)) for m in own]
+        if entry.path is None and not own:
+            ftype = recommended_type(entry.parameters, memory)
+            rows.append(_row(entry, entry.name, ftype, entry.size(ftype) if ftype else None, None))
+    known = {entry.name for entry in entries()}
+    for model in pulled:
+        if model.name not in known:
+            name = f"{model.name}:{model.ftype}" if model.ftype else model.name
+            rows.append(
+                {
+                    **dict.fromkeys(rows[0]),
+                    "name": name,
+                    "default": False,
+                    "gated": False,
+                    "repository": model.repository,
+                    "license": model.license,
+                    "type": model.ftype or "?",
+                    "size_bytes": model.size_bytes,
+                    "path": str(model.path),
+                }
             )
-            for entry in known
-        ],
-        head=("name", "dims", "tokens", "size", "licence", "where"),
-        right=(1, 2, 3),
-    )
+    return rows
+
+
+def _row(entry: CatalogueEntry, name: str, ftype: str | None, n_bytes: int | None, path: str | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "default": name == DEFAULT_MODEL,
+        "kind": entry.kind,
+        "repository": entry.repository,
+        "license": entry.license,
+        "gated": entry.gated,
+        "dimensions": entry.dimensions,
+        "max_tokens": entry.max_tokens,
+        "parameters": entry.parameters,
+        "type": ftype,
+        "size_bytes": n_bytes,
+        "path": path,
+    }

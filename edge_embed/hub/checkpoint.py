@@ -108,12 +108,17 @@ def fetch_into_cache(repository: Repository, files: Sequence[RepoFile], advance:
         if not blob.is_file():
             download(repository, file, blob, advance)
         _link(repository, file)
-    reference = storage / "refs" / repository.asked
-    if repository.asked != repository.commit and needed:
-        with contextlib.suppress(OSError):  # a cache that cannot be written to has served its purpose
-            reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(repository.commit, encoding="utf-8")
+    if repository.asked != repository.commit:
+        _remember(storage / "refs" / repository.asked, repository.commit)
     return Snapshot(storage / "snapshots" / repository.commit, repository.name, repository.commit, repository.license)
+
+
+def _remember(reference: Path, commit: str) -> None:
+    """Note which commit a branch or tag was, as the library does: so it is found without a connection."""
+    with contextlib.suppress(OSError):  # a cache that cannot be written to has served its purpose
+        if not reference.is_file() or reference.read_text(encoding="utf-8") != commit:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(commit, encoding="utf-8")
 
 
 def cached(reference: Reference) -> Snapshot:

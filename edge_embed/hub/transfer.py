@@ -6,12 +6,14 @@ every file must have the digest that the hub gave for it.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -24,8 +26,7 @@ from .repository import RepoFile, Repository
 Advance = Callable[[int], None]
 """Called with the number of bytes that have come (less than 0 where some have to come again)."""
 
-ATTEMPTS: Final = 3  # in a row that bring nothing; huggingface-hub tries several times in each of them
-PAUSE: Final = 1.0  # seconds between them
+PAUSES: Final = (1, 2, 4, 8)  # seconds before the next attempt, after so many in a row that have brought nothing
 SPARE: Final = 64 * 2**20  # bytes that a download leaves free
 
 
@@ -104,34 +105,40 @@ def _fill(url: str, sink: _Sink, headers: dict[str, str]) -> None:
     while sink.tell() < sink.size:
         before = sink.tell()
         try:
-            http_get(
-                url,
-                cast(BinaryIO, sink),
-                resume_size=before,
-                headers=dict(headers),
-                expected_size=sink.size,
-                _tqdm_bar=cast(Any, _NoBar()),  # progress is counted in the sink
-            )
-        except HfHubHTTPError as error:
-            if error.response.status_code < 500:
-                raise
-            fruitless = _count(fruitless, before, sink, error)
+            with _quiet():
+                http_get(
+                    url,
+                    cast(BinaryIO, sink),
+                    resume_size=before,
+                    headers=dict(headers),
+                    expected_size=sink.size,
+                    _nb_retries=0,  # the loop here counts what has come over all attempts
+                    _tqdm_bar=cast(Any, _NoBar()),  # and the sink counts what comes
+                )
         except network_errors() as error:
+            if isinstance(error, HfHubHTTPError) and error.response.status_code < 500:
+                raise
             if isinstance(error, OSError) and error.errno in (*FULL, errno.EFBIG):
                 raise
-            fruitless = _count(fruitless, before, sink, error)
+            fruitless = 0 if sink.tell() > before else fruitless + 1
+            if fruitless > len(PAUSES):
+                raise DownloadError(
+                    f"{sink.label} was cut off after {size(sink.tell())} of {size(sink.size)}: {error}",
+                    hint="run the same command again: it goes on from there",
+                ) from error
+            time.sleep(PAUSES[max(fruitless - 1, 0)])
 
 
-def _count(fruitless: int, before: int, sink: _Sink, error: Exception) -> int:
-    """How many attempts in a row have brought nothing; DownloadError when there were enough."""
-    fruitless = 0 if sink.tell() > before else fruitless + 1
-    if fruitless >= ATTEMPTS:
-        raise DownloadError(
-            f"{sink.label} was cut off after {size(sink.tell())} of {size(sink.size)}: {error}",
-            hint="run the same command again: it goes on from there",
-        ) from error
-    time.sleep(PAUSE)
-    return fruitless
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's warnings of each attempt that fails: the last of them becomes an error here."""
+    logger = logging.getLogger("huggingface_hub.file_download")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class _NoBar:

@@ -1,0 +1,530 @@
+"""Downloads from a small hub on this machine: what is fetched, checked, resumed, refused, and what is said about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from edge_embed import Embedder, convert, errors, hub, keys, provision, store
+from edge_embed.cli import main
+from edge_embed.cli import pull as pull_command
+from edge_embed.hub import transfer
+from edge_embed.paths import models_dir
+from tests.checkpoints import build_tiny_bert
+from tests.converting import edited, metadata, small_qwen3
+from tests.hub_server import TOKEN, HubServer
+
+NAME = "Org/Tiny-Model"
+WEIGHTS = "model.safetensors"
+READY = "Org/Tiny-GGUF"
+CONVERT = ("convert", "--no-verify")
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that everything goes to, with an empty cache and an empty models folder; waiting takes no time."""
+    from huggingface_hub import constants
+
+    with HubServer() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("EDGE_EMBED_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Qwen3, some 290 kB."""
+    return small_qwen3(tmp_path_factory.mktemp("hub") / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def gguf(checkpoint: Path) -> bytes:
+    """The same as a GGUF."""
+    return convert.convert(checkpoint, checkpoint.parent / "ready.gguf").path.read_bytes()
+
+
+def run(*arguments: str | Path, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)), input=stdin, prog_name="edge-embed")
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_repository_converts_as_its_folder_does(server: HubServer, tmp_path: Path, sharded: bool) -> None:
+    """Byte for byte, with repository, commit and licence in the file; and its vectors are the folder's."""
+    folder = small_qwen3(tmp_path / "checkpoint", sharded=sharded)
+    commit = server.add(NAME, folder, license="mit")
+    result = run(*CONVERT, NAME, "-o", tmp_path / "hub.gguf")
+    assert result.exit_code == 0, result.stderr
+    convert.convert(folder, tmp_path / "own.gguf", name="Tiny-Model", repository=NAME, revision=commit, license="mit")
+    assert (tmp_path / "hub.gguf").read_bytes() == (tmp_path / "own.gguf").read_bytes()
+    found = metadata(tmp_path / "hub.gguf")
+    assert found[keys.SOURCE_REPOSITORY] == NAME
+    assert found[keys.SOURCE_REVISION] == commit
+    assert found["general.license"] == "mit"
+    with Embedder(tmp_path / "hub.gguf", n_threads=1) as ours, Embedder(tmp_path / "own.gguf", n_threads=1) as own:
+        np.testing.assert_array_equal(ours.encode(["a text"]), own.encode(["a text"]))
+
+
+def test_the_size_is_said_before_the_download(server: HubServer, checkpoint: Path, tmp_path: Path) -> None:
+    """On stderr, with the commit and the licence; the second time nothing is left to download."""
+    commit = server.add(NAME, checkpoint)
+    said = run(*CONVERT, NAME, "-o", tmp_path / "a.gguf").stderr
+    assert f"{NAME} at {commit[:12]}, licence apache-2.0: " in said
+    assert "kB to download" in said
+    server.requests.clear()
+    assert "all of it is in the cache" in run(*CONVERT, NAME, "-o", tmp_path / "b.gguf").stderr
+    assert [request.method for request in server.requests] == ["GET"]
+
+
+def test_only_what_a_conversion_needs_is_fetched(server: HubServer, checkpoint: Path, tmp_path: Path) -> None:
+    """No pickle, no other runtime's weights, no code, no picture."""
+    files = {path: (checkpoint / path).read_bytes() for path in files_below(checkpoint)}
+    others = ("pytorch_model.bin", "onnx/model.onnx", "openvino/openvino_model.bin", "modeling.py", "a.png", "a.gguf")
+    server.add(NAME, {**files, **dict.fromkeys(others, b"x"), "2_Other/model.onnx": b"x"})
+    assert run(*CONVERT, NAME, "-o", tmp_path / "a.gguf").exit_code == 0
+    assert server.fetched() == [WEIGHTS]
+    assert set(server.fetched(large=False)) == {*files, "README.md"} - {WEIGHTS}
+
+
+@pytest.mark.parametrize("spelling", ["{}@v1", "{} --revision v1", "https://huggingface.co/{}/tree/v1", "hf.co/{}@v1"])
+def test_a_revision_is_pinned_to_its_commit(server: HubServer, checkpoint: Path, tmp_path: Path, spelling: str) -> None:
+    old = server.add(NAME, checkpoint, revision="v1")
+    changed = shutil.copytree(checkpoint, tmp_path / "changed")
+    edited(changed / "config.json", rms_norm_eps=1e-5)
+    assert server.add(NAME, changed) != old
+    assert run(*CONVERT, *spelling.format(NAME).split(), "-o", tmp_path / "a.gguf").exit_code == 0
+    assert metadata(tmp_path / "a.gguf")[keys.SOURCE_REVISION] == old
+
+
+def test_pickles_are_refused_before_anything_is_fetched(server: HubServer, checkpoint: Path, tmp_path: Path) -> None:
+    files = {path: (checkpoint / path).read_bytes() for path in files_below(checkpoint) if path != WEIGHTS}
+    server.add(NAME, {**files, "pytorch_model.bin": b"x" * 1000})
+    result = run(*CONVERT, NAME, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 4
+    assert "pickle (pytorch_model.bin)" in result.stderr
+    assert "runs whatever code" in result.stderr
+    assert [request.method for request in server.requests] == ["GET"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "part"),
+    [
+        ("config.json", {"model_type": "t5"}, "t5"),
+        ("modules.json", {}, "modules.json"),
+    ],
+)
+def test_what_cannot_be_converted_is_refused_before_its_weights_are_fetched(
+    server: HubServer, checkpoint: Path, tmp_path: Path, path: str, fields: dict[str, str], part: str
+) -> None:
+    folder = shutil.copytree(checkpoint, tmp_path / "changed")
+    if fields:
+        edited(folder / path, **fields)
+    else:
+        (folder / path).write_text("{}")
+    server.add(NAME, folder)
+    result = run(*CONVERT, NAME, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 4
+    assert part in result.stderr
+    assert server.fetched() == []
+
+
+@pytest.mark.parametrize(
+    ("files", "part"),
+    [
+        ({"a.txt": b"x"}, "no config.json"),
+        ({"a.gguf": b"x"}, f"edge-embed pull {NAME}"),
+        ({"config.json": b"{}"}, "no weights in safetensors"),
+        ({"config.json": b"{}", "onnx/model.onnx": b"x"}, "no weights in safetensors"),
+    ],
+)
+def test_a_repository_without_a_checkpoint_is_named(server: HubServer, files: dict[str, bytes], part: str) -> None:
+    server.add(NAME, files)
+    result = run(*CONVERT, NAME)
+    assert result.exit_code == 6
+    assert part in result.stderr
+
+
+def test_an_adapter_is_refused(server: HubServer) -> None:
+    server.add(NAME, {"adapter_config.json": b"{}", "adapter_model.safetensors": b"x"})
+    assert run(*CONVERT, NAME).exit_code == 4
+
+
+def test_no_room_is_found_before_the_weights_are_fetched(
+    server: HubServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both numbers are said."""
+    server.add(NAME, checkpoint)
+    free = transfer.SPARE + 100_000
+    monkeypatch.setattr(transfer.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 0, free))
+    result = run(*CONVERT, NAME)
+    assert result.exit_code == 6
+    assert "has 67.2 MB free" in result.stderr
+    assert server.fetched() == []
+
+
+# Access
+
+
+def test_a_gated_repository_says_what_to_do(server: HubServer, checkpoint: Path) -> None:
+    server.add(NAME, checkpoint, gated=True)
+    result = run(*CONVERT, NAME)
+    assert result.exit_code == 6
+    assert f"{NAME} is gated" in result.stderr
+    assert f"{server.url}/{NAME}" in result.stderr
+    assert "HF_TOKEN" in result.stderr
+    assert server.fetched() == []
+
+
+def test_a_token_opens_it_and_stays_with_the_hub(
+    server: HubServer, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host that keeps the large files is not shown the token."""
+    server.add(NAME, checkpoint, gated=True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    result = run(*CONVERT, NAME, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 0, result.stderr
+    storage = [request for request in server.requests if request.path.startswith("/storage/")]
+    assert storage
+    assert not any(request.token for request in storage)
+    assert all(request.token for request in server.requests if request not in storage)
+
+
+def test_what_is_not_there_is_named(server: HubServer, checkpoint: Path) -> None:
+    """Repository, revision; a private one is not told from one that does not exist."""
+    server.add("Org/Private", checkpoint, private=True)
+    server.add(NAME, checkpoint)
+    for name in ("Org/None", "Org/Private"):
+        with pytest.raises(errors.HubNotFoundError, match=f"no repository {name}.*or it is private"):
+            hub.inspect(hub.parse_reference(name))
+    with pytest.raises(errors.HubNotFoundError, match=f"{NAME} has no revision 'v9'"):
+        hub.inspect(hub.parse_reference(NAME, "v9"))
+
+
+def test_no_connection_is_an_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    result = run(*CONVERT, NAME)
+    assert result.exit_code == 6
+    assert "http://127.0.0.1:9 cannot be reached" in result.stderr
+    assert "--offline" in result.stderr
+
+
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_offline_uses_the_cache_alone(
+    server: HubServer, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """With the same bytes, and without a request; what the cache lacks is an error."""
+    server.add(NAME, checkpoint, license="mit")
+    server.add(NAME, checkpoint, revision="v1")
+    for revision in ("main", "v1"):
+        assert run(*CONVERT, f"{NAME}@{revision}", "-o", tmp_path / "a.gguf").exit_code == 0
+    server.requests.clear()
+    option = ["--offline"] if way == "option" else []
+    if way == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for source in (NAME, f"{NAME}@v1"):
+        assert run(*CONVERT, source, *option, "-o", tmp_path / "b.gguf").exit_code == 0
+        assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    missing = run(*CONVERT, "Org/Other", *option)
+    assert missing.exit_code == 6
+    assert "Org/Other is not in the cache" in missing.stderr
+    assert server.requests == []
+
+
+# Transfers
+
+
+def test_a_dropped_connection_goes_on_where_it_ended(server: HubServer, checkpoint: Path, tmp_path: Path) -> None:
+    server.add(NAME, checkpoint)
+    server.cut[WEIGHTS] = 50_000
+    result = run(*CONVERT, NAME, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 0, result.stderr
+    starts = [r.start for r in server.requests if r.path.startswith("/storage/") and r.method == "GET"]
+    assert starts[0] == 0
+    assert 0 < starts[1] <= 50_000
+
+
+def test_a_later_run_goes_on_where_an_earlier_one_ended(server: HubServer, gguf: bytes) -> None:
+    """Nothing is in place meanwhile, and the part is gone in the end."""
+    server.add(READY, {"tiny-Q8_0.gguf": gguf})
+    server.stuck["tiny-Q8_0.gguf"] = 100_500
+    result = run("pull", READY)
+    assert result.exit_code == 6
+    assert f"cut off after 100.0 kB of {len(gguf) / 1000:.1f} kB" in result.stderr
+    assert "goes on from there" in result.stderr
+    (part,) = files_below(models_dir())
+    assert part.endswith(".part")
+    server.stuck.clear()
+    server.requests.clear()
+    again = run("pull", READY)
+    assert again.exit_code == 0, again.stderr
+    assert f"{(len(gguf) - 100_000) / 1000:.1f} kB of {len(gguf) / 1000:.0f} kB to download" in again.stderr
+    assert {r.start for r in server.requests if r.path.startswith("/storage/")} == {100_000}
+    assert files_below(models_dir()) == [f"{READY}/tiny-Q8_0.gguf", f"{READY}/tiny-Q8_0.gguf.json"]
+    assert (models_dir() / READY / "tiny-Q8_0.gguf").read_bytes() == gguf
+
+
+def test_a_part_of_another_version_is_not_continued(server: HubServer, gguf: bytes) -> None:
+    server.add(READY, {"tiny-Q8_0.gguf": gguf})
+    server.stuck["tiny-Q8_0.gguf"] = 100_500
+    assert run("pull", READY).exit_code == 6
+    server.stuck.clear()
+    server.add(READY, {"tiny-Q8_0.gguf": gguf + b"\0" * 32})
+    assert run("pull", READY).exit_code == 0
+    assert (models_dir() / READY / "tiny-Q8_0.gguf").read_bytes() == gguf + b"\0" * 32
+
+
+@pytest.mark.parametrize("path", [WEIGHTS, "tokenizer.json"])
+def test_changed_bytes_are_found_and_not_kept(server: HubServer, checkpoint: Path, tmp_path: Path, path: str) -> None:
+    """Of large files by sha256, of small ones by Git's digest."""
+    server.add(NAME, checkpoint)
+    server.broken.add(path)
+    result = run(*CONVERT, NAME, "-o", tmp_path / "a.gguf")
+    assert result.exit_code == 6
+    assert f"{path} has the digest " in result.stderr
+    assert not (tmp_path / "a.gguf").exists()
+    server.broken.clear()
+    assert run(*CONVERT, NAME, "-o", tmp_path / "a.gguf").exit_code == 0
+
+
+@pytest.mark.parametrize("path", ["../evil.gguf", "a/../../evil.gguf", "/etc/evil.gguf", "C:\\evil.gguf", "a//b.gguf"])
+def test_a_name_that_leaves_its_folder_is_refused(server: HubServer, gguf: bytes, tmp_path: Path, path: str) -> None:
+    server.add(READY, {path: gguf})
+    result = run("pull", READY)
+    assert result.exit_code == 6
+    assert "leaves its folder" in result.stderr
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    "reference",
+    ["a", "a/b/c", "../b", "a/..", "a--b/c", "a/b@../x", "https://example.org/a/b", "a/b c", "-a/b", "a/b@"],
+)
+def test_what_is_no_repository_is_said(reference: str) -> None:
+    with pytest.raises(errors.InvalidOptionError):
+        hub.parse_reference(reference)
+
+
+def test_two_revisions_contradict() -> None:
+    with pytest.raises(errors.InvalidOptionError, match="two revisions"):
+        hub.parse_reference("a/b@v1", "v2")
+
+
+# Ready files
+
+
+@pytest.fixture
+def ready(server: HubServer, gguf: bytes) -> str:
+    """A repository with several GGUFs; its commit."""
+    files = {"tiny-Q8_0.gguf": gguf, "tiny-f16.gguf": gguf[:-32] + b"\1" * 32, "sub/tiny-UD-Q4_K_XL.gguf": b"x"}
+    return server.add(READY, {**files, "mmproj-f16.gguf": b"x", "big-00001-of-00002.gguf": b"x"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "file"),
+    [
+        ("Q8_0", "tiny-Q8_0.gguf"),
+        ("f16", "tiny-f16.gguf"),
+        ("FP16", "tiny-f16.gguf"),
+        ("q4_k_xl", "sub/tiny-UD-Q4_K_XL.gguf"),
+        ("tiny-Q8_0.gguf", "tiny-Q8_0.gguf"),
+        ("sub/tiny-UD-Q4_K_XL.gguf", "sub/tiny-UD-Q4_K_XL.gguf"),
+    ],
+)
+def test_pull_by_type_and_by_file(server: HubServer, ready: str, wanted: str, file: str) -> None:
+    """The file, whole, with a record of where it is from."""
+    result = run("pull", f"{READY}:{wanted}")
+    assert result.exit_code == 0, result.stderr
+    path = models_dir() / READY / file
+    data = server.repos[READY].revisions["main"].files[file]
+    assert path.read_bytes() == data
+    record = store.record_of(path)
+    assert record is not None
+    assert (record.repository, record.revision, record.file) == (READY, ready, file)
+    assert record.sha256 == hashlib.sha256(data).hexdigest()
+    assert server.fetched() == [file]
+
+
+def test_what_is_ambiguous_lists_the_choices(server: HubServer, ready: str, gguf: bytes) -> None:
+    result = run("pull", READY)
+    assert result.exit_code == 2
+    for part in (f"tiny-Q8_0.gguf ({len(gguf) / 1000:.1f} kB)", "tiny-f16.gguf", "sub/tiny-UD-Q4_K_XL.gguf"):
+        assert part in result.stderr
+    assert "mmproj" not in result.stderr
+    missing = run("pull", f"{READY}:q6_k")
+    assert missing.exit_code == 6
+    assert "it has: " in missing.stderr
+    assert server.fetched() == []
+
+
+def test_files_in_parts_and_none_at_all(server: HubServer) -> None:
+    server.add(READY, {"big-00001-of-00002.gguf": b"x"})
+    assert "those in parts are not read" in run("pull", READY).stderr
+    server.add("Org/None", {"a.txt": b"x"})
+    assert "edge-embed convert Org/None" in run("pull", "Org/None").stderr
+
+
+def test_a_pulled_model_is_found_by_name(server: HubServer, ready: str) -> None:
+    """By its short name and type, its repository, its file; and it is listed."""
+    assert run("pull", f"{READY}:q8_0").exit_code == 0
+    rows = {row["name"]: row for row in json.loads(run("list", "--here", "--json").stdout)}
+    assert rows["tiny:q8_0"]["repository"] == READY
+    for name in ("tiny", "tiny:q8_0", READY, f"{READY}:Q8_0", f"{READY}:tiny-Q8_0.gguf", "tiny-Q8_0"):
+        result = run("embed", "-m", name, "a text")
+        assert result.exit_code == 0, result.stderr
+        assert len(json.loads(result.stdout)[0]) == 64
+    assert run("pull", f"{READY}:f16").exit_code == 0
+    both = run("embed", "-m", "tiny", "a text")
+    assert both.exit_code == 3
+    assert "tiny:f16" in both.stderr
+    assert "tiny:q8_0" in both.stderr
+
+
+def test_a_second_pull_verifies(server: HubServer, ready: str) -> None:
+    assert run("pull", f"{READY}:q8_0").exit_code == 0
+    server.requests.clear()
+    result = run("pull", f"{READY}:q8_0")
+    assert result.exit_code == 0
+    assert "(verified)" in result.stdout
+    assert server.fetched() == []
+
+
+def test_what_changed_upstream_is_said_and_taken_only_when_asked(server: HubServer, ready: str, gguf: bytes) -> None:
+    assert run("pull", f"{READY}:q8_0").exit_code == 0
+    new = server.add(READY, {"tiny-Q8_0.gguf": gguf + b"\0" * 32})
+    path = models_dir() / READY / "tiny-Q8_0.gguf"
+    result = run("pull", f"{READY}:q8_0")
+    assert result.exit_code == 0
+    assert f"has another tiny-Q8_0.gguf since commit {new[:12]}" in result.stderr
+    assert "--update" in result.stderr
+    assert path.read_bytes() == gguf
+    assert run("pull", f"{READY}:q8_0", "--update").exit_code == 0
+    assert path.read_bytes() == gguf + b"\0" * 32
+    record = store.record_of(path)
+    assert record is not None
+    assert record.revision == new
+
+
+def test_a_damaged_file_is_fetched_again_from_its_commit(server: HubServer, ready: str, gguf: bytes) -> None:
+    """Not the newest one: the pin counts."""
+    assert run("pull", f"{READY}:q8_0").exit_code == 0
+    path = models_dir() / READY / "tiny-Q8_0.gguf"
+    path.write_bytes(b"damaged")
+    server.add(READY, {"tiny-Q8_0.gguf": b"newer"})
+    offline = run("pull", f"{READY}:q8_0", "--offline")
+    assert offline.exit_code == 6
+    assert "is damaged" in offline.stderr
+    result = run("pull", f"{READY}:q8_0")
+    assert result.exit_code == 0, result.stderr
+    assert "was damaged and has been replaced" in result.stderr
+    assert path.read_bytes() == gguf
+
+
+def test_pull_offline_verifies_and_asks_nobody(server: HubServer, ready: str) -> None:
+    assert run("pull", f"{READY}:q8_0").exit_code == 0
+    server.requests.clear()
+    assert "(verified)" in run("pull", f"{READY}:q8_0", "--offline").stdout
+    assert run("pull", f"{READY}:f16", "--offline").exit_code == 6
+    assert server.requests == []
+
+
+# Known models that are missing
+
+
+@pytest.fixture
+def known(server: HubServer, gguf: bytes, tmp_path: Path) -> HubServer:
+    """A hub with the ready files of one known model and the weights of another."""
+    server.add("Qwen/Qwen3-Embedding-0.6B-GGUF", {"Qwen3-Embedding-0.6B-Q8_0.gguf": gguf})
+    server.add("BAAI/bge-small-en-v1.5", build_tiny_bert(tmp_path / "bge", pooling="cls", prompts={}), license="mit")
+    return server
+
+
+def test_a_missing_model_is_not_downloaded_unasked(known: HubServer) -> None:
+    result = run("embed", "-m", "qwen3-embedding-0.6b", "x")
+    assert result.exit_code == 3
+    assert "edge-embed pull qwen3-embedding-0.6b" in result.stderr
+    assert "--yes or EDGE_EMBED_DOWNLOAD=1" in result.stderr
+    with pytest.raises(errors.ModelMissingError, match=r"edge-embed pull qwen3-embedding-0\.6b"):
+        Embedder("qwen3-embedding-0.6b")
+    assert known.requests == []
+
+
+@pytest.mark.parametrize("way", ["option", "environment", "python", "python environment"])
+def test_a_ready_file_is_pulled_where_there_is_one(known: HubServer, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    if "environment" in way:
+        monkeypatch.setenv("EDGE_EMBED_DOWNLOAD", "1")
+    if "python" in way:
+        Embedder("qwen3-embedding-0.6b:q8_0", download=None if "environment" in way else True).close()
+    else:
+        option = ["--yes"] if way == "option" else []
+        result = run("embed", "-m", "qwen3-embedding-0.6b:q8_0", *option, "x")
+        assert result.exit_code == 0, result.stderr
+        assert "kB to download: Qwen3-Embedding-0.6B-Q8_0.gguf from Qwen/Qwen3-Embedding-0.6B-GGUF" in result.stderr
+    assert known.fetched() == ["Qwen3-Embedding-0.6B-Q8_0.gguf"]
+    known.requests.clear()
+    Embedder("qwen3-embedding-0.6b").close()  # which is here now, under its name alone
+    assert known.requests == []
+
+
+def test_weights_are_converted_where_there_is_no_ready_file(known: HubServer) -> None:
+    """To the type that was named, under the short name, with where it is from."""
+    result = run("embed", "-m", "bge-small-en-v1.5:f16", "--yes", "--query", "x")
+    assert result.exit_code == 0, result.stderr
+    assert "the weights of BAAI/bge-small-en-v1.5" in result.stderr
+    assert "they become about 66.7 MB of f16" in result.stderr
+    path = models_dir() / "bge-small-en-v1.5" / "bge-small-en-v1.5-F16.gguf"
+    found = metadata(path)
+    assert found["general.name"] == "bge-small-en-v1.5"
+    assert found["general.license"] == "mit"
+    assert found[keys.SOURCE_REPOSITORY] == "BAAI/bge-small-en-v1.5"
+    assert "bge-small-en-v1.5:f16" in run("list", "--here").stdout
+    verified = run("pull", "bge-small-en-v1.5:f16")
+    assert "(verified)" in verified.stdout
+
+
+def test_a_person_is_asked_on_a_terminal(known: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And may say no."""
+    terminal = type("Terminal", (), {"isatty": lambda _: True, "write": lambda *_: None, "flush": lambda _: None})()
+    monkeypatch.setattr(pull_command.sys, "stdin", terminal)
+    monkeypatch.setattr(pull_command.sys, "stderr", terminal)
+    asked: list[str] = []
+
+    def answer(question: str, **_: object) -> bool:
+        asked.append(question)
+        return len(asked) > 1
+
+    monkeypatch.setattr(pull_command.click, "confirm", answer)
+    with pytest.raises(errors.ModelMissingError):
+        pull_command.ensure("qwen3-embedding-0.6b", yes=False)
+    assert known.fetched() == []
+    path = pull_command.ensure("qwen3-embedding-0.6b", yes=False)
+    assert isinstance(path, Path)
+    assert path.is_file()
+    assert asked == ["download it now?"] * 2
+
+
+def test_a_model_that_is_too_large_for_the_machine_is_not_begun(
+    known: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provision, "machine_memory", lambda: 4 * 10**9)
+    result = run("pull", "qwen3-embedding-8b")
+    assert result.exit_code == 2
+    assert "qwen3-embedding-8b takes about 5.9 GB" in result.stderr
+    assert "qwen3-embedding-8b:q4_k_m" in result.stderr
+    assert known.requests == []
