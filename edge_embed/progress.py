@@ -87,11 +87,15 @@ class Progress:
 
 
 class BytesProgress:
-    """A callback ``(bytes done, bytes in all, what)`` that shows itself as ``Progress``; leaving ends its line."""
+    """A callback ``(bytes done, bytes in all, what)`` that shows itself as ``Progress``; leaving ends its line.
 
-    def __init__(self, label: str, *, enabled: bool = True, stream: TextIO | None = None) -> None:
-        self._label, self._enabled, self._stream = label, enabled, stream
+    Work of several parts counts from 0 again in each, and has a label for each.
+    """
+
+    def __init__(self, *labels: str, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self._labels, self._enabled, self._stream = list(labels), enabled, stream
         self._shown: Progress | None = None
+        self._reached = self._total = 0
 
     def __enter__(self) -> BytesProgress:
         return self
@@ -101,9 +105,12 @@ class BytesProgress:
             self._shown.__exit__(None, None, None)
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if self._shown is None:
-            self._shown = Progress(self._label, total, "B", enabled=self._enabled, stream=self._stream)
+        if self._shown is None or done < self._reached or total != self._total:
+            self.__exit__()
+            label = self._labels.pop(0) if len(self._labels) > 1 else self._labels[0]
+            self._shown = Progress(label, total, "B", enabled=self._enabled, stream=self._stream)
         self._shown.reach(done, what)
+        self._reached, self._total = done, total
 
 
 def _duration(seconds: float) -> str:
