@@ -28,7 +28,7 @@ else:
 
 DEFAULT_MODEL: Final = "all-minilm-l6-v2"
 
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]*")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9.-]{0,99}")
 
 # Bits of one weight in a file of that type. The mixes (_k_m and the like) keep some matrices in more bits than their
 # name says; theirs are the averages over the Qwen3 family, and a few percent off for others.
