@@ -184,7 +184,8 @@ def plan_tensors(
     planned = []
     for row in rows:
         if row.source not in found:
-            raise CheckpointError(f"tensor {row.source!r} is missing")
+            files = ", ".join(sorted({ref.file for ref in tensors.values()}))
+            raise CheckpointError(f"{files or 'the checkpoint'}: tensor {row.source!r} is missing")
         ref = found.pop(row.source)
         expected = tuple(hyper.sizes[symbol] for symbol in row.shape)
         if ref.shape != expected:

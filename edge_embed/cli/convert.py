@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,29 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from edge_embed.cli.options import AT_LEAST_1, POOLINGS
-from edge_embed.cli.terminal import facts, note, size, table
+from edge_embed.cli.pull import announce_checkpoint
+from edge_embed.cli.terminal import facts, note, size, table, terminable
+from edge_embed.cli.verify import lines_of
 
 if TYPE_CHECKING:
     from edge_embed.types import Pooling
 
 # edge_embed.convert.FTYPES, spelled out because importing it loads NumPy; a test compares them.
-TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m")
+TYPES: Final = (
+    "f32",
+    "f16",
+    "bf16",
+    "q8_0",
+    "q6_k",
+    "q5_k_m",
+    "q5_k_s",
+    "q4_k_m",
+    "q4_k_s",
+    "iq4_xs",
+    "q4_0",
+    "q3_k_m",
+)
 MOST_SKIPPED = 12  # shown one by one; where there are more, they are alike
-MILLION = 10**6
 
 
 def pair(value: str) -> tuple[str, str]:
@@ -35,18 +48,20 @@ def pair(value: str) -> tuple[str, str]:
 Examples:
   edge-embed convert ./all-MiniLM-L6-v2
   edge-embed convert ./Qwen3-Embedding-0.6B --type q4_k_m -o qwen3-0.6b.gguf
+  edge-embed convert Qwen/Qwen3-Embedding-4B --type q4_k_m
+  edge-embed convert google/embeddinggemma-300m --revision main --offline
   edge-embed convert ./model --license apache-2.0 --repository Qwen/Qwen3-Embedding-0.6B
+  edge-embed convert ./model --merge-lora ./adapter --type q4_k_m
+  edge-embed convert ./adapter --base ./model -o adapter.gguf
 """
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="DIR|REPOSITORY")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write, or a folder for it.")
 @click.option(
     "--type",
     "ftype",
     type=click.Choice(TYPES, case_sensitive=False),
-    default="q8_0",
-    show_default=True,
-    help="What weights are stored as; fewer bits are smaller and less exact.",
+    help="What weights are stored as: q8_0 by default, f32 for an adapter. Fewer bits are smaller and less exact.",
 )
 @click.option(
     "--tensor-type",
@@ -59,19 +74,42 @@ Examples:
 @click.option("--name", help="The model's name in the file; the folder's name by default.")
 @click.option("--license", "license_id", metavar="SPDX", help="Licence of the weights, recorded in the file.")
 @click.option("--repository", metavar="ORG/MODEL", help="Where the weights come from, recorded in the file.")
-@click.option("--revision", metavar="COMMIT", help="The commit of that repository, recorded in the file.")
+@click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of the repository; a folder's is recorded.")
 @click.option("--pooling", type=click.Choice(POOLINGS), help="For a checkpoint that does not say how it is pooled.")
 @click.option(
     "--mrl-dimension", "mrl", type=AT_LEAST_1, metavar="N", multiple=True, help="A size trained with MRL; repeat it."
 )
+@click.option(
+    "--merge-lora", metavar="ADAPTER", type=click.Path(path_type=Path), help="A PEFT adapter to add to the weights."
+)
+@click.option(
+    "--reranker", is_flag=True, help="It is a Qwen3-Reranker: keep the rows of yes and no, and its card's template."
+)
+@click.option(
+    "--base", metavar="DIR", type=click.Path(path_type=Path), help="The model of the adapter DIR, to convert just that."
+)
+@click.option("--offline", is_flag=True, help="Use only what the Hugging Face cache holds; also HF_HUB_OFFLINE=1.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    help="Compare the result with the original before it gets its name, or not; see `edge-embed verify -h`.",
+)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(-1.0, 1.0),
+    metavar="X",
+    help="Keep no file that loses more at any text; by default what breaks a file of its type.",
+)
 @click.option("--threads", type=AT_LEAST_1, metavar="N", default=2, show_default=True, help="Threads that quantize.")
 @click.option(
-    "--progress/--no-progress", default=None, help="Show progress on stderr, or not; by default on a terminal."
+    "--progress/--no-progress",
+    default=True,
+    help="Show progress on stderr, or not: a bar on a terminal, a line now and then elsewhere.",
 )
 def convert(
-    folder: Path,
+    source: str,
     output: Path | None,
-    ftype: str,
+    ftype: str | None,
     overrides: list[tuple[str, str]],
     name: str | None,
     license_id: str | None,
@@ -79,47 +117,70 @@ def convert(
     revision: str | None,
     pooling: Pooling | None,
     mrl: tuple[int, ...],
+    merge_lora: Path | None,
+    reranker: bool,
+    base: Path | None,
+    offline: bool,
+    verify: bool,
+    min_cosine: float | None,
     threads: int,
-    progress: bool | None,
+    progress: bool,
 ) -> None:
     """Convert a Hugging Face checkpoint into one GGUF file.
 
-    DIR is a local folder with config.json, tokenizer.json and safetensors. Nothing is downloaded. The file is written
-    whole or not at all, and holds all that is needed to run it: tokenizer, pooling, prompts, limits, provenance.
+    DIR is a local folder with config.json, tokenizer.json and safetensors. REPOSITORY is one of the hub
+    (organization/name, organization/name@revision, its address, or a name of `edge-embed list`): what the conversion
+    needs of it is downloaded into the cache that programs of Hugging Face share, after its size has been said. The file
+    is written whole or not at all, and holds all that is needed to run it: tokenizer, pooling, prompts, limits,
+    provenance.
     """
     from edge_embed.convert import convert as run
-    from edge_embed.progress import Progress
+    from edge_embed.convert import convert_adapter
+    from edge_embed.progress import BytesProgress
+    from edge_embed.provision import find_checkpoint
 
-    bar: Progress | None = None
-    shown = sys.stderr.isatty() if progress is None else progress
-    reported = 0
-
-    def advance(done: int, total: int, _: str) -> None:
-        nonlocal bar, reported
-        if bar is None:
-            bar = Progress("converting", max(1, total // MILLION), "million weights", enabled=shown)
-            bar.__enter__()
-        bar.advance(done // MILLION - reported)
-        reported = done // MILLION
-
-    try:
-        report = run(
+    found = find_checkpoint(
+        source, revision=revision, offline=offline, show_progress_bar=progress, before=announce_checkpoint
+    )
+    folder = found.folder
+    if name is None and found.name is not None:
+        name = found.name if merge_lora is None else f"{found.name}-{merge_lora.resolve().name}"
+    license_id = license_id or found.license
+    repository, revision = repository or found.repository, found.revision
+    if base is not None:
+        if overrides or pooling or mrl or merge_lora or reranker:
+            raise click.UsageError("--base converts an adapter alone, which has no pooling, sizes or types of its own")
+        report = convert_adapter(
             folder,
+            base,
             output,
-            ftype=ftype,
-            overrides=overrides,
+            ftype=ftype or "f32",
             name=name,
             license=license_id,
             repository=repository,
             revision=revision,
-            pooling=pooling,
-            mrl_dimensions=mrl,
-            threads=threads,
-            progress=advance,
         )
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)
+    else:
+        with terminable(), BytesProgress("hashing", "converting", "verifying", enabled=progress) as shown:
+            report = run(
+                folder,
+                output,
+                ftype=ftype or "q8_0",
+                overrides=overrides,
+                name=name,
+                license=license_id,
+                repository=repository,
+                revision=revision,
+                pooling=pooling,
+                mrl_dimensions=mrl or found.mrl_dimensions,
+                merge_lora=merge_lora,
+                reranker=reranker or found.reranker,
+                threads=threads,
+                progress=shown,
+                verify=verify,
+                min_cosine=min_cosine,
+                verify_progress=shown,
+            )
     for line in _summary(report):
         click.echo(line)
     for sentence in report.notes:
@@ -162,3 +223,6 @@ def _summary(report: Any) -> Iterator[str]:
         yield from table([(t.name, t.reason) for t in report.skipped[:MOST_SKIPPED]], head=("tensor", "why"))
         if len(report.skipped) > MOST_SKIPPED:
             yield f"... and {len(report.skipped) - MOST_SKIPPED} more"
+    if report.verification is not None:
+        yield ""
+        yield from lines_of(report.verification)
