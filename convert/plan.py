@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edge_embed import keys
@@ -106,6 +106,8 @@ def opened_plan(
             asked_pooling=pooling,
             lowercase=vocabulary.lowercase,
         )
+        if head is not None:
+            settings = replace(settings, activation="sigmoid")  # llama.cpp's softmax over the two rows
         yield Plan(
             folder=folder,
             modules=modules,

@@ -1,14 +1,28 @@
-"""Qwen3 decoders as embedding models: Qwen3-Embedding and models tuned from it or from Qwen3.
+"""Qwen3 decoders as embedding models and as rerankers: Qwen3-Embedding, Qwen3-Reranker and models tuned from them.
+
+A reranker has a head beside what the sheets below list; ``convert/reranker.py`` makes it.
 
 Names and shapes from transformers' ``Qwen3Model`` and from llama.cpp's src/models/qwen3.cpp.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Final
+
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
 from .family import Family, Hyper, KeyValue, Row, must_be, real, uint
+
+# What the model card of Qwen3-Reranker puts a pair in, and the task that it names where a user names none.
+RERANK_INSTRUCTION: Final = "Given a web search query, retrieve relevant passages that answer the query"
+RERANK_TEMPLATE: Final = (
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
+    "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}<|im_end|>\n"
+    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+)
 
 
 def _rope_theta(config: Fields) -> float:
@@ -85,7 +99,6 @@ QWEN3 = Family(
     model_type="qwen3",
     classes=("Qwen3Model", "Qwen3ForCausalLM"),
     refused={
-        "Qwen3ForSequenceClassification": "a reranker's or classifier's head is not converted yet",
         "Qwen3ForTokenClassification": "it labels tokens and is no embedding model",
         "Qwen3ForQuestionAnswering": "it marks spans and is no embedding model",
     },
@@ -118,4 +131,12 @@ QWEN3 = Family(
         ),
         (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
     ),
+)
+
+QWEN3_CROSS = replace(
+    QWEN3,
+    classes=("Qwen3ForSequenceClassification",),
+    refused={},
+    default_pooling="rank",
+    skipped=(*QWEN3.skipped, (r"score\.weight", "the head, see convert/reranker.py")),
 )

@@ -19,8 +19,10 @@ from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
 from edge_embed.cli.models import list_models, show
 from edge_embed.cli.pull import pull
+from edge_embed.cli.rerank import rerank
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
+from edge_embed.cli.verify import verify
 from edge_embed.errors import EdgeEmbedError, OutputFileError, exit_code
 
 # Beside those of ``errors.CODES``. 70 is EX_SOFTWARE of sysexits.h; the others are 128 + SIGINT and 128 + SIGPIPE.
@@ -99,6 +101,7 @@ Examples:
   edge-embed embed "a text" "another text"
   edge-embed embed -f articles.jsonl --field body -o vectors.npy
   edge-embed similarity "a cat" "a kitten" "a bank"
+  edge-embed rerank -m qwen3-reranker-0.6b "how do bees navigate?" "by the sun" "by bus"
   edge-embed pull qwen3-embedding-0.6b
   edge-embed convert ./Qwen3-Embedding-0.6B --type q8_0
 
@@ -117,5 +120,5 @@ def main(debug: bool) -> None:
     del debug  # App.invoke reads it
 
 
-for _command in (embed, similarity, convert, pull, show, list_models, doctor):
+for _command in (embed, similarity, rerank, convert, verify, pull, show, list_models, doctor):
     main.add_command(_command)
