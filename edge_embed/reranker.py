@@ -95,9 +95,7 @@ class Reranker:
         self._before = ""
         if self._head.template is not None:
             self._before, behind = split_rerank_template(self._head.template)
-            bare = replace(tokenizer, prefix=(), suffix=())
-            suffix = tuple(bare.encode(behind).token_ids.tolist()) if behind else ()
-            self._tokenizer = replace(tokenizer, suffix=suffix)
+            self._tokenizer = replace(tokenizer, suffix=tuple(tokenizer.ids(behind)))
         self.instruction = self._instruction(instruction) if instruction is not None else self._head.instruction
 
     # Scoring

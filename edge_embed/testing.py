@@ -2,6 +2,7 @@
 
 ``fake_embedder()`` is an Embedder whose vectors can be read: value ``i`` of a vector counts how often a token id that
 is ``i`` modulo the size occurs in the text. Tokens are the text's UTF-8 bytes between ``[1]`` and ``[2]``.
+``fake_reranker()`` is a Reranker whose score of a pair is its number of tokens.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import numpy as np
 
 from edge_embed.embedder import Embedder
 from edge_embed.errors import EngineClosedError
+from edge_embed.reranker import Reranker
 from edge_embed.tokenizer import Tokenizer
-from edge_embed.types import Batch, EngineLimits, Float32Array, ModelInfo
+from edge_embed.types import Batch, EngineLimits, Float32Array, ModelInfo, RerankInfo
 
 
 class FakeEngine:
@@ -83,3 +85,25 @@ def fake_embedder(engine: FakeEngine | None = None, *, max_tokens: int = 512) ->
     )
     tokenizer = Tokenizer(lambda text: [3 + byte for byte in text.encode()], (1,), (2,), max_tokens)
     return Embedder.from_parts(info, engine, tokenizer)
+
+
+def fake_reranker(engine: FakeEngine | None = None, *, max_tokens: int = 512) -> Reranker:
+    """A Reranker over a FakeEngine of one output: the longer the document, the better it scores."""
+    engine = engine or FakeEngine(n_embd=1)
+    info = ModelInfo(
+        path="fake",
+        architecture="fake",
+        name="fake",
+        n_embd=1,
+        n_ctx_train=512,
+        n_layer=0,
+        n_vocab=engine.limits.n_vocab,
+        pooling="rank",
+        pooling_source="file",
+        causal=False,
+        max_tokens=max_tokens,
+        normalize=False,
+        rerank=RerankInfo(("score",), "identity", None, None, "F32", 0),
+    )
+    tokenizer = Tokenizer(lambda text: [3 + byte for byte in text.encode()], (1,), (2,), max_tokens, separator=(2,))
+    return Reranker.from_parts(info, engine, tokenizer)

@@ -187,13 +187,12 @@ def test_the_pooled_way_agrees_with_the_hidden_one(tied: Reranker) -> None:
 
 
 @pytest.mark.parametrize("ftype", ["f32", "bf16", "q8_0", "q4_k_m"])
-def test_every_type_keeps_a_head_that_is_read_here(ftype: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    path = convert(folders["tied"], tmp_path / "x.gguf", ftype=ftype, reranker=True).path
-    with Reranker(path, n_threads=1) as reranker:
+def test_every_type_keeps_a_head_that_is_read_here(ftype: str, tmp_path: Path) -> None:
+    with Reranker(reconverted(small(tmp_path), ftype=ftype).path, n_threads=1) as reranker:
         assert reranker._engine.hidden  # type: ignore[attr-defined]
         assert reranker.info.rerank is not None
         assert reranker.info.rerank.head_type in ("F32", "F16", "BF16")
-        scores = reranker.predict(PAIRS)
+        scores = np.asarray(reranker.predict(PAIRS))
     assert scores.shape == (len(PAIRS),)
     assert ((scores > 0) & (scores < 1)).all()
 
@@ -223,7 +222,7 @@ def small_ids(folder: Path) -> tuple[int, int]:
 
 
 def reconverted(folder: Path, **options: Any) -> ConversionReport:
-    return convert(folder, folder / "x.gguf", ftype="f32", **{"reranker": True, **options})
+    return convert(folder, folder / "x.gguf", **{"ftype": "f32", "reranker": True, **options})
 
 
 @pytest.mark.parametrize("sharded", [False, True])
