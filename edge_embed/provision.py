@@ -194,8 +194,9 @@ def _plan_file(repository: Repository, file: RepoFile) -> Plan:
     entry = catalogue.find(repository.name)
     name = entry.name if entry else repository.name.rpartition("/")[2].lower().removesuffix("-gguf")
     target = models_dir() / repository.name / file.path
-    part = hub.partial(target, file)
+    part, here = hub.partial(target, file), store.record_of(target)
     come = part.stat().st_size if part.is_file() else 0
+    come = file.size if here is not None and here.sha256 == file.sha256 else come
     return Plan(
         name=name,
         ftype=hub.gguf_type(file.path),
@@ -311,8 +312,8 @@ def _fetch(planned: Plan, file: RepoFile, show_progress_bar: bool) -> Pulled:
             f"the hub gives no sha256 for {file.path} of {planned.repository.name}, so it could not be checked"
         )
     hub.check_space(planned.target, planned.download_bytes)
-    old = store.record_of(planned.target)
-    if old is None or old.sha256 != file.sha256:
+    wanted = not planned.target.is_file() or store.sha256(planned.target) != file.sha256
+    if wanted:
         planned.target.unlink(missing_ok=True)
         with _progress(file.size, show_progress_bar) as advance:
             hub.download(planned.repository, file, planned.target, advance)
@@ -328,7 +329,7 @@ def _fetch(planned: Plan, file: RepoFile, show_progress_bar: bool) -> Pulled:
         path=planned.target,
     )
     store.record(model)
-    return Pulled(model, True)
+    return Pulled(model, wanted)
 
 
 def checkpoint(repository: Repository, *, show_progress_bar: bool = False) -> Snapshot:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from edge_embed import Embedder
+from tests.hub_server import HubServer
 from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder
 
 # The same examples on every machine; no deadline, because a busy machine is not a failure.
@@ -57,3 +58,18 @@ def qwen3(qwen3_path: Path) -> Iterator[Embedder]:
     """An Embedder over ``qwen3_path``."""
     with Embedder(qwen3_path, n_threads=1) as embedder:
         yield embedder
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A hub that everything goes to, with an empty cache and an empty models folder; waiting takes no time."""
+    from huggingface_hub import constants
+
+    with HubServer() as running:
+        monkeypatch.setenv("HF_ENDPOINT", running.url)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+        monkeypatch.setenv("EDGE_EMBED_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+        monkeypatch.setattr("time.sleep", lambda _: None)
+        yield running

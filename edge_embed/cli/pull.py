@@ -79,7 +79,8 @@ def _shipped(name: str) -> Path | None:
 
 def announce(planned: Plan) -> None:
     """Say on stderr what will be downloaded, before it is."""
-    note(describe(planned))
+    if planned.download_bytes or planned.file is None:
+        note(describe(planned))
 
 
 def announce_checkpoint(repository: Repository, n_bytes: int) -> None:

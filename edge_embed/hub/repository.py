@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 from edge_embed.errors import DownloadError, HubUnavailableError, InvalidOptionError
@@ -131,7 +131,7 @@ def inspect(reference: Reference) -> Repository:
         if not is_inner(sibling.rfilename):
             raise DownloadError(f"{reference.repository}: the file name {sibling.rfilename!r} leaves its folder")
         files.append(RepoFile(sibling.rfilename, sibling.size or 0, digest, sibling.blob_id or ""))
-    card = info.card_data.to_dict() if info.card_data is not None else {}
+    card: dict[str, Any] = {} if info.card_data is None else cast(Any, info.card_data).to_dict()
     return Repository(reference.repository, info.sha, reference.revision or "main", license_of(card), tuple(files))
 
 

@@ -65,7 +65,7 @@ def download(repository: Repository, file: RepoFile, target: Path, advance: Adva
         DiskSpaceError: the disk is full.
     """
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # it has no __all__
 
     url = hf_hub_url(repository.name, file.path, revision=repository.commit, endpoint=endpoint())
     part = partial(target, file)
@@ -159,7 +159,7 @@ class _Sink:
         self.size, self.label = file.size, f"{repository}: {file.path}"
         self._raw, self._advance = raw, advance
         # Git's digest of a file is over its length and its contents.
-        self._new = hashlib.sha256 if file.sha256 else lambda: hashlib.sha1(b"blob %d\0" % file.size)
+        self._prefix = b"" if file.sha256 else b"blob %d\0" % file.size
         self._digest = self._new()
         raw.seek(0, os.SEEK_END)
         if file.sha256 is None or raw.tell() > file.size:
@@ -168,6 +168,9 @@ class _Sink:
         while chunk := raw.read(2**20):
             self._digest.update(chunk)
             advance(len(chunk))
+
+    def _new(self) -> hashlib._Hash:
+        return hashlib.sha1(self._prefix) if self._prefix else hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         if self._raw.tell() + len(data) > self.size:
