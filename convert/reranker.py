@@ -132,21 +132,10 @@ def with_head(
 
     No token is put behind a pair: the template says how it ends.
     """
-    by_name = {plain_name(family, name): ref for name, ref in checkpoint.tensors.items()}
-    if head.tokens is None:
-        yes, no = _score_row(by_name, checkpoint), None
-        source = "score.weight"
-    else:
-        source = "lm_head.weight"
-        if checkpoint.config.boolean("tie_word_embeddings", default=False):
-            source = "embed_tokens.weight"
-        elif source not in by_name:
-            raise CheckpointError(f"tensor {source!r} is missing, and tie_word_embeddings is not set")
-        rows = [None if token is None else _row(by_name[source], token, checkpoint) for token in head.tokens]
-        yes, no = rows[0], rows[1]
-    assert yes is not None, "the first of the tokens is one"
-    rows = np.stack([yes, np.zeros_like(yes) if no is None else no])
-    tensor = in_memory(_HEAD, rows)
+    source, yes, no = _rows(
+        head, {plain_name(family, name): ref for name, ref in checkpoint.tensors.items()}, checkpoint
+    )
+    tensor = in_memory(_HEAD, np.stack([yes, np.zeros_like(yes) if no is None else no]))
     kept = tuple(s for s in skipped if plain_name(family, s.name) != source)
     used = [s for s in skipped if plain_name(family, s.name) == source]
     kept += tuple(SkippedTensor(s.name, f"two of its rows are {_HEAD}") for s in used if source == "lm_head.weight")
@@ -166,6 +155,21 @@ def with_head(
     notes = tuple(note for note in vocabulary.notes if "ends every text" not in note) + head.notes
     changed = replace(vocabulary, key_values=tuple(key_values), eds_token_id=None, notes=notes)
     return (*planned, tensor), tuple(sorted(kept, key=lambda s: s.name)), changed
+
+
+def _rows(
+    head: Head, by_name: Mapping[str, TensorRef], checkpoint: Checkpoint
+) -> tuple[str, Float32Array, Float32Array | None]:
+    """The tensor that the head is taken from, its row for yes, and the one for no where there is one."""
+    if head.tokens is None:
+        return "score.weight", _score_row(by_name, checkpoint), None
+    tied = checkpoint.config.boolean("tie_word_embeddings", default=False)
+    source = "embed_tokens.weight" if tied else "lm_head.weight"
+    if source not in by_name:
+        raise CheckpointError(f"tensor {source!r} is missing, and tie_word_embeddings is {str(tied).lower()}")
+    yes, no = head.tokens
+    matrix = by_name[source]
+    return source, _row(matrix, yes, checkpoint), None if no is None else _row(matrix, no, checkpoint)
 
 
 def _tokens(tokenizer: Fields, logit_score: Fields | None) -> tuple[int, int | None]:
@@ -192,10 +196,21 @@ def _check_special_tokens(template: str, tokenizer: Fields, n_rows: int) -> None
             )
 
 
-def _row(matrix: TensorRef, token: int, checkpoint: Checkpoint) -> Float32Array:
-    if token >= matrix.n_rows:
-        raise CheckpointError(f"{matrix.file}: tensor {matrix.name!r} has {matrix.n_rows} rows and none for {token}")
-    return checkpoint.read_rows(matrix, token, 1)[0]
+def _row(matrix: TensorRef, row: int, checkpoint: Checkpoint) -> Float32Array:
+    n_embd = checkpoint.config.integer("hidden_size", low=1)
+    if len(matrix.shape) != 2 or matrix.shape[1] != n_embd:
+        raise CheckpointError(
+            f"{matrix.file}: tensor {matrix.name!r} has shape {list(matrix.shape)}, and config.json makes its rows "
+            f"{n_embd} wide"
+        )
+    if row >= matrix.n_rows:
+        raise CheckpointError(f"{matrix.file}: tensor {matrix.name!r} has {matrix.n_rows} rows and none for {row}")
+    if matrix.dtype not in READABLE:
+        raise CheckpointError(
+            f"{matrix.file}: tensor {matrix.name!r} has dtype {matrix.dtype}, expected one of {', '.join(READABLE)}"
+        )
+    values: Float32Array = checkpoint.read_rows(matrix, row, 1)[0]
+    return values
 
 
 def _score_row(by_name: Mapping[str, TensorRef], checkpoint: Checkpoint) -> Float32Array:
@@ -203,19 +218,12 @@ def _score_row(by_name: Mapping[str, TensorRef], checkpoint: Checkpoint) -> Floa
     ref = by_name.get("score.weight")
     if ref is None:
         raise CheckpointError("tensor 'score.weight' is missing")
-    n_embd = checkpoint.config.integer("hidden_size", low=1)
     if len(ref.shape) == 2 and ref.shape[0] > 1:
         raise UnsupportedCheckpointError(
             f"{ref.file}: the head (tensor {ref.name!r}) has {ref.shape[0]} outputs: it sorts into classes, and a "
             "reranker has one"
         )
-    if ref.shape != (1, n_embd):
-        raise CheckpointError(
-            f"{ref.file}: tensor {ref.name!r} has shape {list(ref.shape)}, and config.json makes it {[1, n_embd]}"
-        )
-    if ref.dtype not in READABLE:
-        raise CheckpointError(f"{ref.file}: tensor {ref.name!r} has dtype {ref.dtype}, expected one of {READABLE}")
-    return checkpoint.read_rows(ref, 0, 1)[0]
+    return _row(ref, 0, checkpoint)
 
 
 def _template(checkpoint: Checkpoint, asked: bool, notes: list[str]) -> tuple[str, str | None]:

@@ -359,6 +359,19 @@ def test_a_classifier_is_refused(tmp_path: Path) -> None:
         reconverted(folder)
 
 
+def test_an_output_matrix_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    """It is in no line of the sheet, so its shape and dtype are checked where its rows are read."""
+    folder = small(tmp_path, "untied")
+    path = folder / "model.safetensors"
+    for old, new, expected in ((b'"BF16"', b'"I16" ', "has dtype I16"), (b"[300,64]", b"[64,300]", "64 wide")):
+        raw = path.read_bytes()
+        at = raw.index(b'"lm_head.weight"')
+        path.write_bytes(raw[:at] + raw[at:].replace(old, new, 1))
+        with pytest.raises(errors.CheckpointError, match=expected):
+            reconverted(folder)
+        path.write_bytes(raw)
+
+
 def test_reranker_is_refused_for_other_models(tmp_path: Path) -> None:
     from tests.checkpoints import build_tiny_bert, build_tiny_qwen3
 
