@@ -30,7 +30,7 @@ class Limit:
     score: float
 
 
-_4_BITS = Limit(0.75, 0.25, 0.4)
+_4_BITS = Limit(0.75, 0.25, 0.5)
 # Ordered from fine to coarse. Vectors and scores go by the coarsest type among a file's matrices, tensors by their own.
 # Far below what good files reach (all-MiniLM-L6-v2 at its worst text: Q8_0 0.997, Q4_0 0.84) and far above what a wrong
 # network, pooling or tokenizer leaves. A relative error of a tensor is usually a third of what is allowed here.
@@ -48,7 +48,7 @@ LIMITS: Mapping[str, Limit] = {
     "IQ4_XS": _4_BITS,
     "Q4_1": _4_BITS,
     "Q4_0": _4_BITS,
-    "Q3_K": Limit(0.5, 0.4, 0.6),
+    "Q3_K": Limit(0.5, 0.4, 0.7),
     "Q2_K": Limit(0.2, 0.7, 0.8),
 }
 

@@ -23,7 +23,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from edge_embed import keys
-from edge_embed.errors import InputError, InvalidOptionError, ModelError
+from edge_embed.errors import InputError, InvalidOptionError, ModelError, NonFiniteError
 from edge_embed.gguf_header import GgufHeader, read_header
 from edge_embed.types import Float32Array, Pooling
 
@@ -178,8 +178,8 @@ def check(
     vectors, scores = None, None
     try:
         ids, found = _scored(path, chosen, n_threads) if tokenizer.pairs else _embedded(path, plan, chosen, n_threads)
-    except (ModelError, InputError) as error:
-        problems.append(f"the runtime refuses the file: {error.message}")
+    except (ModelError, InputError, NonFiniteError) as error:
+        problems.append(f"the runtime cannot use the file: {error.message}")
     else:
         problems += _ids_problems(tokenizer, chosen, ids)
         n_tokens, whole = sum(len(text.ids.ids) for text in chosen), [text.whole for text in chosen]
