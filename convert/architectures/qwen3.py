@@ -13,7 +13,8 @@ from typing import Final
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
-from .family import Family, Hyper, KeyValue, Row, must_be, real, uint
+from .decoder import hyper_of, rope_kind, rope_parameters
+from .family import Family, Hyper, Row, must_be
 
 # What the model card of Qwen3-Reranker puts a pair in, and the task that it names where a user names none.
 RERANK_INSTRUCTION: Final = "Given a web search query, retrieve relevant passages that answer the query"
@@ -25,71 +26,23 @@ RERANK_TEMPLATE: Final = (
 )
 
 
-def _rope_theta(config: Fields) -> float:
-    """The base of the rotary embedding, in either spelling; any scaling of positions is refused."""
-    for key in ("rope_parameters", "rope_scaling"):  # transformers 5 and 4
-        if config.has(key):
-            rope = config.mapping(key)
-            kind = rope.values.get("rope_type", rope.values.get("type", "default"))
-            if kind != "default" or any(isinstance(value, dict) for value in rope.values.values()):
-                raise UnsupportedCheckpointError(
-                    f"{rope.file} is {short(dict(rope.values))}, and only one of rope_type default is converted"
-                )
-            if rope.has("rope_theta"):
-                return rope.number("rope_theta", low=1.0, high=1e12)
-    return config.number("rope_theta", low=1.0, high=1e12, default=10000.0)
-
-
 def _hyper(config: Fields) -> Hyper:
     must_be(config, "hidden_act", ("silu",), "llama.cpp computes silu")
     must_be(config, "attention_bias", (False,), "llama.cpp's qwen3 has no attention biases")
     must_be(config, "use_sliding_window", (False,), "sliding windows are not converted")
     must_be(config, "is_causal", (True,), "llama.cpp's qwen3 attends to the past only")
     must_be(config, "use_bidirectional_attention", (False,), "llama.cpp's qwen3 attends to the past only")
-    n_layer = config.integer("num_hidden_layers", low=1, high=512)
-    layer_types = config.values.get("layer_types")
-    if layer_types is not None and layer_types != ["full_attention"] * n_layer:
-        raise UnsupportedCheckpointError(f"{config.file}: layer_types are not all full_attention")
-    n_embd = config.integer("hidden_size", low=1, high=2**20)
-    n_head = config.integer("num_attention_heads", low=1, high=2**16)
-    n_head_kv = config.integer("num_key_value_heads", low=1, high=n_head, default=n_head)
+    rope = rope_parameters(config)
+    if rope_kind(rope) != "default":
+        raise UnsupportedCheckpointError(
+            f"{rope.file} is {short(dict(rope.values))}, and only one of rope_type default is converted"
+        )
     # transformers' Qwen3Config has 128 where the field is missing, whatever hidden_size and heads are.
-    head_dim = config.integer("head_dim", low=2, high=2**12, default=128)
-    n_ff = config.integer("intermediate_size", low=1, high=2**20)
-    n_rows = config.integer("vocab_size", low=1)
-    n_positions = config.integer("max_position_embeddings", low=1)
-    epsilon = config.number("rms_norm_eps", low=0.0, high=1.0, default=1e-6)
-    if head_dim % 2:
-        raise config.error("head_dim", "an even number, since pairs are rotated")
-    if n_head % n_head_kv:
-        raise config.error("num_key_value_heads", f"a divisor of num_attention_heads {n_head}")
-    key_values: tuple[KeyValue, ...] = (
-        uint("qwen3.block_count", n_layer),
-        uint("qwen3.context_length", n_positions),
-        uint("qwen3.embedding_length", n_embd),
-        uint("qwen3.feed_forward_length", n_ff),
-        uint("qwen3.attention.head_count", n_head),
-        uint("qwen3.attention.head_count_kv", n_head_kv),
-        uint("qwen3.attention.key_length", head_dim),
-        uint("qwen3.attention.value_length", head_dim),
-        real("qwen3.attention.layer_norm_rms_epsilon", epsilon),
-        real("qwen3.rope.freq_base", _rope_theta(config)),
-    )
-    return Hyper(
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_rows=n_rows,
-        max_positions=n_positions,
-        sizes={
-            "rows": n_rows,
-            "embd": n_embd,
-            "ff": n_ff,
-            "head": head_dim,
-            "q": n_head * head_dim,
-            "kv": n_head_kv * head_dim,
-        },
-        key_values=key_values,
-    )
+    hyper = hyper_of("qwen3", config, head_dim=128)
+    layer_types = config.values.get("layer_types")
+    if layer_types is not None and layer_types != ["full_attention"] * hyper.n_layer:
+        raise UnsupportedCheckpointError(f"{config.file}: layer_types are not all full_attention")
+    return hyper
 
 
 _LAYER = "layers.{i}."
