@@ -2,17 +2,17 @@
 
 Knows the named types (``q4_k_m`` and so on), llama.cpp's mixes and fall-backs, and how to run chunks of rows
 on threads in order. Knows nothing of checkpoints or files. The mixes follow ``llama_tensor_get_type_impl`` and
-``tensor_type_fallback`` in llama.cpp's src/llama-quant.cpp (commit 0c1e57098) for dense models without an
-importance matrix; a test holds every type against ``llama_model_quantize``, byte for byte.
+``tensor_type_fallback`` in llama.cpp's src/llama-quant.cpp (commit 0c1e57098) for dense models of fewer than 80
+layers; a test holds every type against ``llama_model_quantize``, byte for byte, with and without an importance matrix.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, LlamaFileType
@@ -31,8 +31,22 @@ _LARGEST_IN_BLOCK = 1e9
 CHUNK_VALUES = 2**20  # values per job: 4 MiB of float32, small against a model and large against a call's cost
 NEVER_QUANTIZED = ("position_embd.weight", "token_types.weight")  # small, and llama.cpp adds them in float32
 
-_OVERRIDE_KINDS = ("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K")
-_FALLBACK = {Kind.Q3_K: Kind.Q4_0, Kind.Q4_K: Kind.Q5_0, Kind.Q5_K: Kind.Q5_1, Kind.Q6_K: Kind.Q8_0}
+TABLES = ("token_embd.weight", "output.weight")  # of the vocabulary
+# llama.cpp quantizes the head of a cross-encoder like any matrix. It is small and decides the score: at least F16.
+HEAD = re.compile(r"cls(\.output)?\.weight")
+
+OVERRIDE_KINDS = (
+    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0"),
+    *("Q4_K", "IQ4_XS", "IQ4_NL", "Q4_1", "Q4_0", "Q3_K"),
+)
+_FALLBACK = {
+    Kind.Q3_K: Kind.Q4_0,
+    Kind.IQ4_XS: Kind.IQ4_NL,
+    Kind.Q4_K: Kind.Q5_0,
+    Kind.Q5_K: Kind.Q5_1,
+    Kind.Q6_K: Kind.Q8_0,
+}
+_EXACT = (Kind.F32, Kind.F16, Kind.BF16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +63,7 @@ class Recipe:
             error would enter every layer.
         overrides: a regular expression, searched for in a tensor's name, and the type that such a matrix gets
             instead; the first that matches counts.
+        chosen: tensor name -> type, where each was chosen by measurement; no rule is then looked at.
     """
 
     name: str
@@ -56,6 +71,7 @@ class Recipe:
     file_type: LlamaFileType
     token_embd: Kind
     overrides: tuple[tuple[str, Kind], ...] = ()
+    chosen: Mapping[str, Kind] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -84,6 +100,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("q5_k_s", Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_S, Kind.Q6_K),
         Recipe("q4_k_m", Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, Kind.Q6_K),
         Recipe("q4_k_s", Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_S, Kind.Q6_K),
+        Recipe("iq4_xs", Kind.IQ4_XS, LlamaFileType.MOSTLY_IQ4_XS, Kind.Q6_K),
         Recipe("q4_0", Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0, Kind.Q6_K),
         Recipe("q3_k_m", Kind.Q3_K, LlamaFileType.MOSTLY_Q3_K_M, Kind.Q6_K),
     )
@@ -101,8 +118,8 @@ def recipe_named(name: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
         raise InvalidOptionError(f"unknown type {name!r}", hint=f"one of: {', '.join(RECIPES)}")
     checked = []
     for pattern, kind in overrides:
-        if kind.upper() not in _OVERRIDE_KINDS:
-            known = ", ".join(kind.lower() for kind in _OVERRIDE_KINDS)
+        if kind.upper() not in OVERRIDE_KINDS:
+            known = ", ".join(kind.lower() for kind in OVERRIDE_KINDS)
             raise InvalidOptionError(f"unknown tensor type {kind!r} for {pattern!r}", hint=f"one of: {known}")
         try:
             re.compile(pattern)
@@ -112,28 +129,64 @@ def recipe_named(name: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe
     return replace(recipe, overrides=tuple(checked))
 
 
-def tensor_type(recipe: Recipe, name: str, shape: tuple[int, ...], n_layer: int) -> TensorType:
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the mixes look at beside a tensor's name.
+
+    Attributes:
+        n_layer: layers of the model.
+        n_gqa: query heads that share one key/value head; 1 where each has its own.
+        imatrix: whether an importance matrix is used.
+    """
+
+    n_layer: int
+    n_gqa: int = 1
+    imatrix: bool = False
+
+
+def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a GGUF with that name and row-major shape is a weight matrix, which a type is chosen for."""
+    return (
+        len(shape) >= 2
+        and name.endswith(".weight")
+        and not name.endswith("_norm.weight")
+        and name not in NEVER_QUANTIZED
+    )
+
+
+def tensor_type(recipe: Recipe, name: str, shape: tuple[int, ...], traits: Traits) -> TensorType:
     """The type of a tensor of a GGUF with that name and row-major shape."""
-    if len(shape) < 2 or not name.endswith(".weight") or name.endswith("_norm.weight") or name in NEVER_QUANTIZED:
+    if not is_quantizable(name, shape):
         return TensorType(Kind.F32, Kind.F32)
-    asked = recipe.token_embd if name == "token_embd.weight" else _mixed(recipe, name, n_layer)
+    if name in recipe.chosen:
+        return fitting(recipe.chosen[name], shape[-1])
+    asked = recipe.token_embd if name in TABLES else _mixed(recipe, name, traits)
+    if HEAD.fullmatch(name) and asked not in _EXACT:
+        asked = Kind.F16
     asked = next((kind for pattern, kind in recipe.overrides if re.search(pattern, name)), asked)
+    return fitting(asked, shape[-1])
+
+
+def fitting(asked: Kind, n_cols: int) -> TensorType:
+    """That type, or the one that llama.cpp falls back to where the rows do not divide into its blocks."""
     block = GGML_QUANT_SIZES[asked][0]
-    if shape[-1] % block == 0:
+    if n_cols % block == 0:
         return TensorType(asked, asked)
-    why = f"rows of {shape[-1]} do not divide by {block}"
+    why = f"rows of {n_cols} do not divide by {block}"
     smaller = _FALLBACK.get(asked, asked)
-    if shape[-1] % GGML_QUANT_SIZES[smaller][0]:
+    if n_cols % GGML_QUANT_SIZES[smaller][0]:
         smaller = Kind.F16
     return TensorType(asked, smaller, why)
 
 
-def _mixed(recipe: Recipe, name: str, n_layer: int) -> Kind:
+def _mixed(recipe: Recipe, name: str, traits: Traits) -> Kind:
     """The M and S mixes: more bits where llama.cpp found that they matter, attn_v and ffn_down of some layers."""
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
     if match is None:
         return recipe.default
-    layer, part = int(match[1]), match[2]
+    layer, part, n_layer = int(match[1]), match[2], traits.n_layer
+    if part == "attn_qkv":  # counts as attn_v
+        part = "attn_v"
     eighth = n_layer // 8
     more = layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
     if recipe.name in ("q4_k_m", "q5_k_m") and part in ("attn_v", "ffn_down") and more:
@@ -143,6 +196,12 @@ def _mixed(recipe: Recipe, name: str, n_layer: int) -> Kind:
     if recipe.name == "q3_k_m" and part in ("attn_v", "ffn_down", "attn_output"):
         first = {"attn_v": 2, "ffn_down": n_layer // 16, "attn_output": 0}[part]
         return Kind.Q5_K if layer < first else Kind.Q4_K
+    if recipe.name == "iq4_xs" and part == "attn_v" and traits.n_gqa >= 4:
+        return Kind.Q5_K
+    if recipe.name == "iq4_xs" and part == "ffn_down" and layer < eighth and not traits.imatrix:
+        return Kind.Q5_K
+    if recipe.name == "q4_0" and part == "ffn_down" and layer < eighth and traits.imatrix:
+        return Kind.Q4_1
     return recipe.default
 
 
@@ -152,13 +211,14 @@ def tensor_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64)) // block * size
 
 
-def encode_rows(values: Float32Array, kind: Kind, where: str) -> bytes:
+def encode_rows(values: Float32Array, kind: Kind, where: str, importance: Float32Array | None = None) -> bytes:
     """Finite float32 ``[n_rows, n_cols]`` as little-endian bytes of that type, rounded to nearest even.
 
     Args:
         values: the rows, C-contiguous.
         kind: one that the rows divide into.
         where: the file and the tensor, for messages.
+        importance: float32 ``[n_cols]`` from an importance matrix, used by block types.
 
     Raises:
         CheckpointError: a value or a block's scale does not fit the type.
@@ -176,7 +236,7 @@ def encode_rows(values: Float32Array, kind: Kind, where: str) -> bytes:
         return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2").tobytes()
     if kind == Kind.F16:
         return values.astype("<f2").tobytes()
-    data = ggml.quantize(values, kind)
+    data = ggml.quantize(values, kind, importance)
     if data is None:
         raise CheckpointError(
             f"{where} has blocks whose scale overflows the float16 of {kind.name}",

@@ -20,7 +20,7 @@ LAYERS = (
     ("batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
     ("store",),
     ("catalogue", "hub"),
-    ("model_info", "tokenizer"),
+    ("model_info", "sources", "tokenizer"),
     ("engine",),
     ("provision",),
     ("running",),
@@ -37,11 +37,16 @@ IMPURE_LIBRARIES = {"io", "logging", "os", "pathlib", "shutil", "socket", "subpr
 # The converter shares with the runtime only what says how things are named and go wrong, and how a GGUF is read ...
 CONVERT_MAY_IMPORT = {"convert", "errors", "gguf_header", "keys", "pipelines", "types"}
 # ... and crosses to it inside a function where its job needs a running model.
-CONVERT_MAY_CROSS = {"calibrate": {"engine"}, "verify": {"embedder", "reranker"}}
+CONVERT_MAY_CROSS = {
+    "calibrate": {"embedder", "engine", "model_info", "tokenizer"},
+    "measure": {"engine"},
+    "recipe": {"embedder"},
+    "verify": {"embedder", "engine", "reranker"},
+}
 
 # The commands, and what has a missing model made, cross to the converter inside a function: reading a GGUF must not
 # import what writes one.
-RUNTIME_MAY_CROSS_TO_CONVERT = {"cli", "provision"}
+RUNTIME_MAY_CROSS_TO_CONVERT = {"cli", "provision", "sources"}
 
 # What `import edge_embed` must not bring along.
 HEAVY = ("numpy", "llama_cpp", "tokenizers", "gguf", "huggingface_hub", "safetensors")
@@ -73,11 +78,12 @@ class Import:
 
 
 def walk(node: ast.AST, lazy: bool = False) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
-    """Every import below a node, with whether it lies inside a function."""
+    """Every import below a node, with whether it lies inside a function, or only type checkers see it."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, lazy
-        yield from walk(child, lazy or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+        types_only = isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"
+        yield from walk(child, lazy or types_only or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def absolute(path: Path, node: ast.ImportFrom) -> str:

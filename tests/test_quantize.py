@@ -21,11 +21,20 @@ from hypothesis.extra import numpy as arrays
 
 from edge_embed import errors, keys
 from edge_embed.convert import FTYPES, convert, ggml
-from edge_embed.convert.quantize import RECIPES, chunks, encode_rows, in_order, recipe_named, tensor_bytes, tensor_type
+from edge_embed.convert.quantize import (
+    RECIPES,
+    Traits,
+    chunks,
+    encode_rows,
+    in_order,
+    recipe_named,
+    tensor_bytes,
+    tensor_type,
+)
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
 
-BLOCK_KINDS = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0", "Q3_K")
+BLOCK_KINDS = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "IQ4_XS", "IQ4_NL", "Q4_1", "Q4_0", "Q3_K")
 LAYERS = 20  # enough for every rule of the mixes: a sixteenth, an eighth, and every third layer between
 
 
@@ -192,7 +201,7 @@ def test_size_of_uniform_types(ftype: str, bits: float, exact: dict[str, Path], 
     ],
 )
 def test_rows_that_do_not_divide_into_blocks_fall_back(asked: str, n_cols: int, got: str) -> None:
-    found = tensor_type(recipe_named(asked), "blk.9.attn_q.weight", (8, n_cols), 12)
+    found = tensor_type(recipe_named(asked), "blk.9.attn_q.weight", (8, n_cols), Traits(12))
     assert found.got == Kind[got]
     block = GGML_QUANT_SIZES[found.asked][0]
     assert found.why == ("" if found.asked == found.got else f"rows of {n_cols} do not divide by {block}")
@@ -244,7 +253,7 @@ def test_an_unknown_type_names_the_known_ones(name: str) -> None:
         recipe_named(name)
 
 
-@pytest.mark.parametrize("kind", ["", "q4_k_m", "iq4_xs", "I32", "q2_k"])
+@pytest.mark.parametrize("kind", ["", "q4_k_m", "iq3_s", "I32", "q2_k"])
 def test_an_unknown_tensor_type_names_the_known_ones(kind: str) -> None:
     with pytest.raises(errors.InvalidOptionError, match="q8_0, q6_k"):
         recipe_named("f16", [("attn_v", kind)])
