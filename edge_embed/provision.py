@@ -8,8 +8,7 @@ what has changed on the hub since then is reported and not taken unasked.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
@@ -25,7 +24,8 @@ from edge_embed.errors import (
 )
 from edge_embed.hub import RepoFile, Repository, Snapshot
 from edge_embed.paths import models_dir
-from edge_embed.progress import BytesProgress, Progress
+from edge_embed.progress import BytesProgress
+from edge_embed.sources import downloading, fetch_checkpoint, scores_by_two_words
 from edge_embed.store import StoredModel
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def carry_out(planned: Plan, *, show_progress_bar: bool = False) -> Pulled:
         return _fetch(planned, planned.file, show_progress_bar)
     together = planned.download_bytes if hub.same_disk(hub.hub_cache(), planned.target) else 0
     hub.check_space(planned.target, planned.result_bytes + together)
-    snapshot = checkpoint(planned.repository, show_progress_bar=show_progress_bar)
+    snapshot = fetch_checkpoint(planned.repository, show_progress_bar=show_progress_bar)
     return _convert(planned, snapshot, show_progress_bar)
 
 
@@ -315,7 +315,7 @@ def _fetch(planned: Plan, file: RepoFile, show_progress_bar: bool) -> Pulled:
     wanted = not planned.target.is_file() or store.sha256(planned.target) != file.sha256
     if wanted:
         planned.target.unlink(missing_ok=True)
-        with _progress(file.size, show_progress_bar) as advance:
+        with downloading(file.size, show_progress_bar) as advance:
             hub.download(planned.repository, file, planned.target, advance)
     model = StoredModel(
         name=planned.name,
@@ -330,100 +330,6 @@ def _fetch(planned: Plan, file: RepoFile, show_progress_bar: bool) -> Pulled:
     )
     store.record(model)
     return Pulled(model, wanted)
-
-
-def checkpoint(repository: Repository, *, show_progress_bar: bool = False) -> Snapshot:
-    """A repository's checkpoint in the shared cache: small files first, and weights if these can be converted.
-
-    Raises:
-        UnsupportedCheckpointError, CheckpointError: it cannot, which is found before the weights are downloaded.
-        HubError: a leaf of it.
-    """
-    small, weights = hub.checkpoint_files(repository)
-    _refuse_early(hub.fetch_into_cache(repository, small, lambda _: None).folder)
-    with _progress(sum(file.size for file in hub.missing(repository, weights)), show_progress_bar) as advance:
-        return hub.fetch_into_cache(repository, weights, advance)
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A checkpoint to convert: its folder, and what is known of it where it is from the hub."""
-
-    folder: Path
-    name: str | None = None
-    license: str | None = None
-    repository: str | None = None
-    revision: str | None = None
-    mrl_dimensions: tuple[int, ...] = ()
-    reranker: bool = False
-
-
-def find_checkpoint(
-    source: str,
-    *,
-    revision: str | None = None,
-    offline: bool = False,
-    show_progress_bar: bool = False,
-    before: Callable[[Repository, int], None] = lambda *_: None,
-) -> Source:
-    """The checkpoint in a folder, or of a repository of the hub, downloaded where the cache does not have it.
-
-    Args:
-        source: a folder; a repository, perhaps with ``@revision`` or as an address; or a known model's name.
-        revision: branch, tag or commit of a repository.
-        offline: use the cache alone.
-        show_progress_bar: as for ``locate``.
-        before: called with the repository and the bytes to download, before they are.
-
-    Raises:
-        InvalidOptionError: two revisions.
-        HubError: a leaf of it.
-        CheckpointError, UnsupportedCheckpointError: it cannot be converted, as far as its small files say.
-    """
-    if os.path.exists(source):  # noqa: PTH110 - Path.exists raises for names too long for a file
-        return Source(Path(source), revision=revision)
-    entry = catalogue.find(source)
-    try:
-        reference = hub.parse_reference(entry.repository if entry else source, revision)
-    except InvalidOptionError:
-        if "@" in source or "://" in source or _looks_like_repository(source):
-            raise
-        return Source(Path(source), revision=revision)  # which the converter says is no folder
-    entry = catalogue.find(reference.repository)
-    if offline or hub.is_offline():
-        snapshot = hub.cached(reference)
-    else:
-        repository = hub.inspect(reference)
-        small, weights = hub.checkpoint_files(repository)
-        before(repository, sum(file.size for file in hub.missing(repository, small + weights)))
-        snapshot = checkpoint(repository, show_progress_bar=show_progress_bar)
-    return Source(
-        folder=snapshot.folder,
-        name=entry.name if entry else snapshot.repository.rpartition("/")[2],
-        license=snapshot.license or (entry.license if entry else None),
-        repository=snapshot.repository,
-        revision=snapshot.revision,
-        mrl_dimensions=entry.mrl_dimensions if entry else (),
-        reranker=entry is not None and _by_two_words(entry),
-    )
-
-
-def _by_two_words(entry: CatalogueEntry) -> bool:
-    """Whether it is a language model that scores by two words, which its checkpoint does not say of itself."""
-    return entry.kind == "reranker" and entry.architecture == "qwen3"
-
-
-def _looks_like_repository(source: str) -> bool:
-    return source.count("/") == 1 and not source.startswith(("/", ".", "~")) and not source.endswith("/")
-
-
-def _refuse_early(folder: Path) -> None:
-    """What the small files already say about modules and family."""
-    from edge_embed.convert.architectures import family_of
-    from edge_embed.convert.checkpoint import read_json
-    from edge_embed.convert.modules import read_modules
-
-    family_of(read_json(read_modules(folder).transformer, "config.json"))
 
 
 def _convert(planned: Plan, snapshot: Snapshot, show_progress_bar: bool) -> Pulled:
@@ -444,7 +350,7 @@ def _convert(planned: Plan, snapshot: Snapshot, show_progress_bar: bool) -> Pull
             revision=snapshot.revision,
             pooling=None if says_pooling else cast("Pooling", entry.pooling),
             mrl_dimensions=entry.mrl_dimensions,
-            reranker=_by_two_words(entry),
+            reranker=scores_by_two_words(entry),
             threads=_THREADS,
             progress=advance,
             verify=True,
@@ -463,9 +369,3 @@ def _convert(planned: Plan, snapshot: Snapshot, show_progress_bar: bool) -> Pull
     )
     store.record(model)
     return Pulled(model, True, (f"the checkpoint that it was made of stays in the cache: {snapshot.folder}",))
-
-
-@contextmanager
-def _progress(total: int, enabled: bool) -> Iterator[Callable[[int], None]]:
-    with Progress("downloading", total, "B", enabled=enabled) as bar:
-        yield bar.advance

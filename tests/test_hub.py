@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -83,9 +84,18 @@ def test_only_what_a_conversion_needs_is_fetched(server: HubServer, checkpoint: 
     assert set(server.fetched(large=False)) == {*files, "README.md"} - {WEIGHTS}
 
 
-@pytest.mark.parametrize("spelling", ["{}@v1", "{} --revision v1", "https://huggingface.co/{}/tree/v1", "hf.co/{}@v1"])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "{}@refs/pr/1",
+        "{} --revision refs/pr/1",
+        "https://huggingface.co/{}/tree/refs%2Fpr%2F1",
+        "hf.co/{}@refs/pr/1",
+        "hf://{}@refs/pr/1",
+    ],
+)
 def test_a_revision_is_pinned_to_its_commit(server: HubServer, checkpoint: Path, tmp_path: Path, spelling: str) -> None:
-    old = server.add(NAME, checkpoint, revision="v1")
+    old = server.add(NAME, checkpoint, revision="refs/pr/1")
     changed = shutil.copytree(checkpoint, tmp_path / "changed")
     edited(changed / "config.json", rms_norm_eps=1e-5)
     assert server.add(NAME, changed) != old
@@ -221,6 +231,9 @@ def test_offline_uses_the_cache_alone(
     for source in (NAME, f"{NAME}@v1"):
         assert run(*CONVERT, source, *option, "-o", tmp_path / "b.gguf").exit_code == 0
         assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    for path in (tmp_path / "hf").rglob(WEIGHTS):
+        path.unlink()
+    assert "or only in part" in run(*CONVERT, NAME, *option).stderr
     missing = run(*CONVERT, "Org/Other", *option)
     assert missing.exit_code == 6
     assert "Org/Other is not in the cache" in missing.stderr
@@ -281,6 +294,24 @@ def test_changed_bytes_are_found_and_not_kept(server: HubServer, checkpoint: Pat
     assert not (tmp_path / "a.gguf").exists()
     server.broken.clear()
     assert run(*CONVERT, NAME, "-o", tmp_path / "a.gguf").exit_code == 0
+
+
+def test_a_full_disk_is_said_to_be_full(server: HubServer, gguf: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a download; what has come stays for the next attempt."""
+    server.add(READY, {"tiny-Q8_0.gguf": gguf})
+    write = transfer._Sink.write
+
+    def full(sink: transfer._Sink, data: bytes) -> int:
+        if sink.tell() >= 50_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(sink, data)
+
+    monkeypatch.setattr(transfer._Sink, "write", full)
+    result = run("pull", READY)
+    assert result.exit_code == 6
+    assert "is full" in result.stderr
+    (part,) = models_dir().rglob("*.part")
+    assert part.stat().st_size == 50_000
 
 
 @pytest.mark.parametrize("path", ["../evil.gguf", "a/../../evil.gguf", "/etc/evil.gguf", "C:\\evil.gguf", "a//b.gguf"])

@@ -137,8 +137,10 @@ def convert(
     from edge_embed.convert import convert as run
     from edge_embed.convert import convert_adapter
     from edge_embed.progress import BytesProgress
-    from edge_embed.provision import find_checkpoint
+    from edge_embed.sources import find_checkpoint
 
+    if min_cosine is not None and (base is not None or not verify):
+        raise click.UsageError("--min-cosine is about the verification, which --no-verify and --base leave out")
     found = find_checkpoint(
         source, revision=revision, offline=offline, show_progress_bar=progress, before=announce_checkpoint
     )

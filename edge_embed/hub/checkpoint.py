@@ -133,10 +133,10 @@ def cached(reference: Reference) -> Snapshot:
     found = try_to_load_from_cache(
         reference.repository, "config.json", cache_dir=hub_cache(), revision=reference.revision
     )
-    if not isinstance(found, str):
-        at = f" at {reference.revision}" if reference.revision else ""
+    if not isinstance(found, str) or not any(Path(found).parent.rglob("*.safetensors")):
+        name = reference.repository + (f" at {reference.revision}" if reference.revision else "")
         raise HubUnavailableError(
-            f"{reference.repository}{at} is not in the cache ({hub_cache()}), and only the cache may be used",
+            f"{name} is not in the cache ({hub_cache()}), or only in part, and only the cache may be used",
             hint="do without --offline and HF_HUB_OFFLINE once, with a connection",
         )
     folder = Path(found).parent

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from edge_embed.errors import DownloadError, HubUnavailableError, InvalidOptionError
 
@@ -64,18 +64,17 @@ def parse_reference(text: str, revision: str | None = None) -> Reference:
         InvalidOptionError: it is none of these, or names two revisions.
     """
     path, inner = text.removeprefix("hf://"), None
-    if "://" in path or path.partition("/")[0] in _HOSTS:
+    is_address = "://" in path or path.partition("/")[0] in _HOSTS
+    if is_address:
         parts = urlsplit(path if "://" in path else f"https://{path}")
-        own = urlsplit(endpoint()).hostname
-        if parts.hostname not in (*_HOSTS, own):
+        if parts.hostname not in (*_HOSTS, urlsplit(endpoint()).hostname):
             raise InvalidOptionError(
                 f"{text!r} is not an address of the hub ({endpoint()})", hint="set HF_ENDPOINT for another one"
             )
-        pieces = parts.path.strip("/").split("/")
-        path = "/".join(pieces[:2])
-        if len(pieces) > 3 and pieces[2] in ("tree", "blob", "resolve", "commit"):
-            inner = "/".join(pieces[3:]) if pieces[2] == "tree" else pieces[3]
+        path = unquote(parts.path).strip("/")
     name, at, suffix = path.partition("@")
+    if is_address and (pieces := name.split("/"))[2:3] in (["tree"], ["commit"]):
+        name, inner = "/".join(pieces[:2]), "/".join(pieces[3:])
     given = [each for each in (revision, inner, suffix if at else None) if each is not None]
     if len(set(given)) > 1:
         raise InvalidOptionError(f"two revisions are asked for: {' and '.join(given)}")
