@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from edge_embed.batching import pack
+from edge_embed.batching import alone, pack
 from edge_embed.convert.convert import convert
 from edge_embed.errors import (
     ConversionError,
@@ -21,7 +21,7 @@ from edge_embed.errors import (
     UnsupportedModelError,
 )
 from edge_embed.reranker import Reranker
-from edge_embed.types import Encoding
+from edge_embed.types import Batch, Encoding
 from tests import families
 from tests.converting import edited, metadata, tensors
 from tests.families import cross_bert, cross_modern_bert, cross_roberta, cross_xlm_roberta
@@ -108,6 +108,28 @@ def test_token_embeddings_of_every_type_are_read(ftype: str, tmp_path: Path) -> 
         assert not by_row.second.any()
         a, b = reranker._engine.decode(by_id), reranker._engine.decode(by_row)
     assert np.abs(a - b).max() < 1e-5
+
+
+def test_a_batch_says_of_each_token_which_text_it_belongs_to() -> None:
+    def encoding(n: int, n_first: int) -> Encoding:
+        return Encoding(np.arange(n, dtype=np.int32), n, n_first=n_first)
+
+    (batch,) = pack([encoding(3, 2), encoding(5, 0), encoding(4, 1)], n_batch=64, n_seq_max=8)
+    assert batch.second is not None
+    assert batch.second.astype(int).tolist() == [*[0, 0, 0, 0, 0], *[0, 1, 1, 1], *[0, 0, 1]]
+    singles = [single.second for single in alone(batch)]
+    assert [part.astype(int).tolist() for part in singles if part is not None] == [[0] * 5, [0, 1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("second", [np.zeros(3, np.bool_), np.zeros(4, np.int8), np.zeros((4, 1), np.bool_)])
+def test_a_batch_whose_second_texts_do_not_fit_its_tokens_is_refused(
+    second: Any, made: Callable[[str, str], Path]
+) -> None:
+    with (
+        Reranker(made("cross_bert", "f16"), n_threads=1) as reranker,
+        pytest.raises(InvalidOptionError, match="a bool for each token"),
+    ):
+        reranker._engine.decode(Batch(np.arange(4, dtype=np.int32), np.array([4], dtype=np.int32), (0,), second))
 
 
 # The file

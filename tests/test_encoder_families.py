@@ -16,7 +16,9 @@ import pytest
 
 from edge_embed import Embedder
 from edge_embed.convert.convert import ConversionReport, convert
-from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
+from edge_embed.errors import CheckpointError, ModelFileError, UnsupportedCheckpointError, UnsupportedModelError
+from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
 from tests import families
 from tests.converting import MISSING, edited, metadata, tensors
 from tests.families import bert_unigram, modern_bert, nomic_bert, roberta, xlm_roberta
@@ -94,7 +96,9 @@ def test_recorded_vectors_are_what_transformers_computes_now(name: str) -> None:
 def test_stock_llama_cpp_gives_the_same_vectors(name: str, made: Callable[[str], Family]) -> None:
     """For the texts on which its tokenizer agrees with the original one: most of them."""
     path = made(name).reports["f16"].path
-    llama = llama_cpp.Llama(str(path), embedding=True, verbose=False, n_threads=1, n_ctx=512, n_batch=512, n_ubatch=512)
+    llama = llama_cpp.Llama(
+        str(path), embedding=True, verbose=False, n_threads=1, n_threads_batch=1, n_ctx=512, n_ubatch=512
+    )
     with Embedder(path, n_threads=1) as embedder:
         agreed = [
             text
@@ -268,6 +272,30 @@ def test_a_bert_with_a_unigram_vocabulary_has_rows_without_tokens(made: Callable
     found = metadata(made("bert_unigram").reports["f16"].path)
     assert found["tokenizer.ggml.tokens"][-1] == f"[PAD{len(found['tokenizer.ggml.tokens']) - 1}]"
     assert found["bert.context_length"] == 512
+
+
+# Files on which llama.cpp would end the process, or compute another model
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("modern_bert", "modern-bert.hidden_activation", "relu", "hidden_activation is 'relu'"),
+        ("modern_bert", "modern-bert.rope.scaling.type", "yarn", "rope.scaling.type is 'yarn'"),
+        ("nomic_bert", "nomic-bert.rope.scaling.type", "nonsense", "rope.scaling.type is 'nonsense'"),
+        ("nomic_bert", "nomic-bert.rope.dimension_count", 6, "of which 6 values would be rotated"),
+        ("modern_bert", "modern-bert.attention.key_length", 8, "key_length is 8, expected 16"),
+        ("xlm_roberta", "bert.attention.value_length", 32, "value_length is 32, expected 16"),
+        ("roberta", "bert.context_length", 514, "'position_embd.weight' has shape"),
+    ],
+)
+def test_a_file_that_llama_cpp_would_not_survive_is_refused(
+    name: str, key: str, value: Any, message: str, made: Callable[[str], Family]
+) -> None:
+    header = read_header(made(name).reports["f16"].path)
+    header.metadata[key] = value
+    with pytest.raises((ModelFileError, UnsupportedModelError), match=message):
+        read_model_info(header)
 
 
 # By name

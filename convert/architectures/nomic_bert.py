@@ -136,7 +136,7 @@ NOMIC_BERT = replace(
     tokenizer="wordpiece",
     default_pooling=None,
     hyper=_hyper,
-    prefixes=(),
+    prefixes=("nomic_bert.", "bert."),
     renames=(),
     tensors=(
         Row("embeddings.word_embeddings.weight", "token_embd.weight", ("rows", "embd")),
