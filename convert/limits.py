@@ -30,7 +30,7 @@ class Limit:
     score: float
 
 
-_4_BITS = Limit(0.75, 0.25, 0.5)
+_4_BITS = Limit(0.7, 0.25, 0.5)
 # Ordered from fine to coarse. Vectors and scores go by the coarsest type among a file's matrices, tensors by their own.
 # Far below what good files reach (all-MiniLM-L6-v2 at its worst text: Q8_0 0.997, Q4_0 0.84) and far above what a wrong
 # network, pooling or tokenizer leaves. A relative error of a tensor is usually a third of what is allowed here.

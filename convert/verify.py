@@ -219,17 +219,9 @@ def figures(found: Verification | None, *, scores: bool) -> list[KeyValue]:
         difference = 0.0 if loss is None else round(loss.max_difference, 5)
         return [*entries, KeyValue(keys.VERIFY_SCORE_DIFFERENCE, difference, number)]
     vectors = found.vectors if found is not None else None
-    return [
-        *entries,
-        *(
-            KeyValue(key, 0.0 if value is None else round(value, 5), number)
-            for key, value in (
-                (keys.VERIFY_MIN_COSINE, vectors and vectors.min_cosine),
-                (keys.VERIFY_MEAN_COSINE, vectors and vectors.mean_cosine),
-                (keys.VERIFY_OVERLAP, vectors and vectors.overlap),
-            )
-        ),
-    ]
+    values = (0.0, 0.0, 0.0) if vectors is None else (vectors.min_cosine, vectors.mean_cosine, vectors.overlap)
+    names = (keys.VERIFY_MIN_COSINE, keys.VERIFY_MEAN_COSINE, keys.VERIFY_OVERLAP)
+    return entries + [KeyValue(key, round(value, 5), number) for key, value in zip(names, values, strict=True)]
 
 
 def record(path: Path, found: Verification) -> None:
@@ -317,7 +309,7 @@ def _chosen(
         return found
     values = sum(tensor.ref.n_rows * tensor.ref.n_cols for tensor in _multiplied(plan))
     left = max(LEAST_TOKENS, int(scope.flops / (2 * max(1, values))))
-    kept = []
+    kept: list[int] = []
     for i in sorted(range(len(found)), key=lambda i: len(found[i].ids.ids)):
         left -= len(found[i].ids.ids)
         if left < 0 and len(kept) > 1:
@@ -427,8 +419,8 @@ def _embedded(
         found: dict[int, Float32Array] = {}
         for prompt in dict.fromkeys(text.first for text in texts):
             rows = [i for i, text in enumerate(texts) if text.first == prompt]
-            asked = {"prompt_name": names[prompt]} if prompt in names else {"prompt": prompt}
-            found |= zip(rows, embedder.encode([texts[i].second for i in rows], **asked), strict=True)
+            asked, literal = (names[prompt], None) if prompt in names else (None, prompt)
+            found |= zip(rows, embedder.encode([texts[i].second for i in rows], asked, literal), strict=True)
     return ids, np.stack([found[i] for i in range(len(texts))])
 
 

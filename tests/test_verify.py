@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
+from edge_embed.cli import main
 from edge_embed.convert import convert
 from edge_embed.convert.architectures.family import KeyValue
 from edge_embed.convert.compare import score_loss, vector_loss
@@ -413,3 +416,64 @@ def test_a_number_is_patched_where_it_stands(made: dict[str, tuple[Path, Path]],
     assert metadata(path)["bert.block_count"] == 77
     with pytest.raises(KeyError):
         patch_numbers(path, [KeyValue("bert.block_count", 1.0, GGUFValueType.FLOAT32)])
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [*map(str, arguments), "--no-progress"], prog_name="edge-embed")
+
+
+@pytest.fixture
+def texts_file(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n", "utf-8")
+    return path
+
+
+def test_the_command_prints_figures_and_the_worst_texts(made: dict[str, tuple[Path, Path]], texts_file: Path) -> None:
+    source, path = made["qwen3"]
+    result = run("verify", path, "--reference", source, "-f", texts_file)
+    assert result.exit_code == 0, result.output
+    for part in (
+        "ids          11 texts, all as the original tokenizer's",
+        "tensors      24, relative error at most 0.00",
+        "(Q8_0 breaks below 0.98)",
+        "% of each text's nearest stay among them",
+        "cosine   worst texts",
+    ):
+        assert part in result.stdout
+    found = json.loads(run("verify", path, "--reference", source, "-f", texts_file, "--json").stdout)
+    assert found["passed"] is True
+    assert found["vectors"]["n_texts"] == len(TEXTS)
+    assert len(found["vectors"]["worst"]) == 5
+
+
+def test_the_command_fails_below_what_was_asked_for(made: dict[str, tuple[Path, Path]], texts_file: Path) -> None:
+    source, path = made["qwen3"]
+    result = run("verify", path, "--reference", source, "-f", texts_file, "--min-cosine", "0.99999")
+    assert result.exit_code == 4
+    assert "error: vectors: the least cosine is 0.99" in result.stderr
+    assert run("verify", path, "--reference", source, "--min-cosine", "2").exit_code == 2
+    assert run("verify", path).exit_code == 2
+    assert run("verify", path.with_name("none.gguf"), "--reference", source).exit_code == 3
+    assert run("verify", path, "--reference", path.parent / "none").exit_code == 4
+
+
+@pytest.mark.usefixtures("few_texts")
+def test_convert_verifies_unless_told_not_to(made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    source, target = made["bert"][0], tmp_path / "model.gguf"
+    result = run("convert", source, "-o", target)
+    assert result.exit_code == 0, result.output
+    assert "11 texts, all as the original tokenizer's" in result.stdout
+    assert "edge_embed.verify.min_cosine" in metadata(target)
+    target.unlink()
+    result = run("convert", source, "-o", target, "--type", "q4_0", "--min-cosine", "0.9999")
+    assert result.exit_code == 4
+    assert "error: vectors: the least cosine is 0.9" in result.stderr
+    assert not target.exists()
+    result = run("convert", source, "-o", target, "--type", "q4_0", "--no-verify")
+    assert result.exit_code == 0
+    assert "verified in" not in result.stdout
+    assert not any("verify" in key for key in metadata(target))

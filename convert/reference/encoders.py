@@ -81,6 +81,23 @@ def _bert(w: Parameters, c: Fields, tokens: Tokens, positions: np.ndarray) -> Fl
     return x
 
 
+def distilbert(w: Parameters, c: Fields, tokens: Tokens) -> Float32Array:
+    """DistilBertModel: BERT under other names, without token types."""
+    act = activation(c, "activation", "gelu")
+    head_dim = count(c, "dim") // count(c, "n_heads")
+    x = w.rows("embeddings.word_embeddings.weight", tokens.ids)
+    x = x + w.rows("embeddings.position_embeddings.weight", tokens.positions)
+    x = w.layer_norm(x, "embeddings.LayerNorm", 1e-12)
+    for i in range(count(c, "n_layers")):
+        at = f"transformer.layer.{i}."
+        q, k, v = (heads(w.linear(x, f"{at}attention.{part}_lin", bias=True), head_dim) for part in "qkv")
+        a = w.linear(attention(q, k, v, tokens, causal=False), f"{at}attention.out_lin", bias=True)
+        x = w.layer_norm(x + a, f"{at}sa_layer_norm", 1e-12)
+        h = act(w.linear(x, f"{at}ffn.lin1", bias=True))
+        x = w.layer_norm(x + w.linear(h, f"{at}ffn.lin2", bias=True), f"{at}output_layer_norm", 1e-12)
+    return x
+
+
 def modernbert(w: Parameters, c: Fields, tokens: Tokens) -> Float32Array:
     """ModernBertModel: norms before each step, rotary positions, a gated MLP, most layers see only a window."""
     eps, norm_bias = epsilon(c, 1e-5, "norm_eps"), c.boolean("norm_bias", default=False)

@@ -5,7 +5,7 @@ Written from sentence-transformers' modules and from the classification heads of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from ..checkpoint import Checkpoint, Fields, is_inner_path, read_json_list
 from .encoders import activation, epsilon
 from .ops import Parameters, Tokens, gelu, sigmoid, silu
 
-_DENSE_ACTIVATIONS = {
+_DENSE_ACTIVATIONS: dict[str, Callable[[Float32Array], Float32Array]] = {
     "Identity": lambda x: x,
     "Tanh": np.tanh,
     "ReLU": lambda x: np.maximum(x, 0),
@@ -56,8 +56,9 @@ def dense_modules(vectors: Float32Array, folder: Path) -> Float32Array:
 
 def normalized(vectors: Float32Array) -> Float32Array:
     """Each row at unit length; zeros stay zeros."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
+    norms: Float32Array = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+    norms[norms == 0] = 1.0
+    return vectors / norms
 
 
 def classifier_logits(w: Parameters, c: Fields, hidden: Float32Array, tokens: Tokens) -> Float32Array:

@@ -89,7 +89,8 @@ class Parameters:
 
     def vector(self, name: str) -> Float32Array:
         """A bias or a norm's weights."""
-        return self._checkpoint.read_rows(self._ref(name), 0, 1)[0]
+        row: Float32Array = self._checkpoint.read_rows(self._ref(name), 0, 1)[0]
+        return row
 
     def rows(self, name: str, ids: IntArray) -> Float32Array:
         """Row ``ids[i]`` of a matrix for each i; only those rows are read."""
@@ -118,12 +119,14 @@ class Parameters:
         centred = x - x.mean(axis=1, keepdims=True)
         scaled = centred / np.sqrt((centred * centred).mean(axis=1, keepdims=True) + np.float32(epsilon))
         scaled *= self.vector(f"{name}.weight")
-        return scaled + self.vector(f"{name}.bias") if bias else scaled
+        result: Float32Array = scaled + self.vector(f"{name}.bias") if bias else scaled
+        return result
 
     def rms_norm(self, x: Float32Array, name: str, epsilon: float, *, offset: float = 0.0) -> Float32Array:
         """``x`` over its root mean square, over the last axis; ``offset`` is added to the weights (Gemma's are - 1)."""
         scale = self.vector(f"{name}.weight") + np.float32(offset)
-        return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(epsilon)) * scale
+        result: Float32Array = x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + np.float32(epsilon)) * scale
+        return result
 
     def _ref(self, name: str) -> TensorRef:
         if name not in self._refs:
@@ -138,7 +141,8 @@ def gelu(x: Float32Array) -> Float32Array:
 
 def gelu_tanh(x: Float32Array) -> Float32Array:
     """Its approximation by tanh."""
-    return 0.5 * x * (1.0 + np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + 0.044715 * x * x * x)))
+    share: Float32Array = np.tanh(np.float32((2 / np.pi) ** 0.5) * (x + 0.044715 * x * x * x))
+    return 0.5 * x * (1.0 + share)
 
 
 def silu(x: Float32Array) -> Float32Array:
@@ -148,14 +152,16 @@ def silu(x: Float32Array) -> Float32Array:
 
 def sigmoid(x: Float32Array) -> Float32Array:
     """``1 / (1 + exp(-x))``, by tanh, which overflows nowhere."""
-    return 0.5 * (1.0 + np.tanh(0.5 * x))
+    result: Float32Array = np.tanh(0.5 * x)
+    return 0.5 * (1.0 + result)
 
 
 def _erf(x: Float32Array) -> Float32Array:
     """Abramowitz and Stegun, 7.1.26: within 1.5e-7, which is float32's own resolution near 1."""
     t = 1.0 / (1.0 + 0.3275911 * np.abs(x))
     series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
-    return np.copysign(1.0 - series * np.exp(-x * x), x)
+    result: Float32Array = np.copysign(1.0 - series * np.exp(-x * x), x)
+    return result
 
 
 def rotate(x: Float32Array, positions: IntArray, theta: float, factors: Float32Array | None = None) -> Float32Array:
