@@ -93,7 +93,7 @@ GEMMA3 = Family(
         "Gemma3ForSequenceClassification": "a classifier's head is not converted for this family",
         "Gemma3TextForSequenceClassification": "a classifier's head is not converted for this family",
     },
-    tokenizer="bpe",
+    tokenizer="sentencepiece",
     default_pooling="mean",
     hyper=_hyper,
     prefixes=("model.",),

@@ -55,7 +55,7 @@ LLAMA = Family(
         "LlamaForTokenClassification": "it labels tokens and is no embedding model",
         "LlamaForQuestionAnswering": "it marks spans and is no embedding model",
     },
-    tokenizer="bpe",
+    tokenizer=("bpe", "sentencepiece"),  # Llama 3, and Llama 2 and Mistral
     default_pooling=None,
     hyper=_hyper,
     prefixes=("model.",),

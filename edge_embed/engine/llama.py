@@ -2,12 +2,12 @@
 
 Two ways lead to a vector, or to the logits of a reranker:
 
-* **pooled**: llama.cpp pools by itself (encoders; decoders with mean or cls pooling). A text must fit into one
-  ubatch, so the context grows to the longest text seen.
-* **hidden**: for decoders with last-token pooling, and for causal rerankers, whose head is in ``head.py``. Only
-  the last token of each text is marked as output, a ``cb_eval`` callback copies the tensor ``result_norm`` (the hidden
-  states after the final norm) and stops the graph there, so the vocabulary projection never runs. Where that tensor
-  does not appear, the pooled way is taken instead.
+* **pooled**: llama.cpp pools by itself (encoders). A text must fit into one ubatch, so the context grows to the longest
+  text seen.
+* **hidden**: for decoders, rerankers among them, whose head is in ``head.py``. A ``cb_eval`` callback copies the tensor
+  ``result_norm`` (the hidden states after the final norm) and stops the graph there, so the vocabulary projection
+  never runs. With last-token pooling only the last token of each text is marked as output, otherwise every token is,
+  and the pooling is done here. Where that tensor does not appear, the pooled way is taken instead.
 
 llama.cpp ends the process when a limit is broken, so every limit is checked here before the C call. One thread owns
 the model: calls from any thread are handed to it in order.
@@ -42,13 +42,15 @@ from edge_embed.errors import (
 )
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import DECODERS
-from edge_embed.types import Batch, EngineLimits, Float32Array, Lora, ModelInfo
+from edge_embed.types import Batch, EngineLimits, Float32Array, Int32Array, Lora, ModelInfo, Pooling
 
 T = TypeVar("T")
 
 # llama.h
 _POOLING_ID: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _FLASH_ATTN_ENABLED, _FLASH_ATTN_AUTO = 1, -1
+# The hidden states behind the final norm: the second where every token is an output and nothing is pooled.
+_HIDDEN_NAMES: Final = (b"result_norm", b"result_embd_pooled")
 _LOAD_MODE_NONE: Final = 0  # neither mapped nor locked
 _ROW: Final = 256  # llama.cpp rounds a context up to this many cells
 
@@ -117,7 +119,8 @@ class LlamaEngine:
         types = info.rerank.token_types if info.rerank is not None else None
         self._pair_embeddings = None if types is None else PairEmbeddings(info, types)
         self._has_memory = info.architecture in DECODERS
-        self.hidden = hidden and self._has_memory and (info.pooling == "last" or self._head is not None)
+        self.hidden = hidden and self._has_memory and (info.rerank is None or self._head is not None)
+        self._every_token = info.pooling in ("mean", "cls")
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
         self._limits = EngineLimits(
             n_batch=n_batch,
@@ -232,12 +235,13 @@ class LlamaEngine:
         params.n_seq_max = self._limits.n_seq_max
         params.n_threads = params.n_threads_batch = self.n_threads
         params.no_perf = True
-        params.embeddings = not self.hidden
+        params.embeddings = not self.hidden or self._every_token  # makes every token an output
         params.pooling_type = _POOLING_ID["none" if self.hidden else self._info.pooling]
         if self._has_memory:
             params.kv_unified = True
         if self.hidden:
-            params.n_outputs_max = self._limits.n_seq_max
+            if not self._every_token:
+                params.n_outputs_max = self._limits.n_seq_max
             self._rows = _HiddenRows(self._lib, self._info.n_hidden)
             params.cb_eval = self._rows.callback
         if self._observer is not None:
@@ -279,7 +283,7 @@ class LlamaEngine:
         if batch.second is not None and self._pair_embeddings is not None:
             embeddings = self._pair_embeddings(batch.token_ids, batch.second)
         # It owns the arrays that the structure points to.
-        packed = _CBatch(self._lib.c, batch, embeddings, last_only=self.hidden)
+        packed = _CBatch(self._lib.c, batch, embeddings, last_only=self.hidden and not self._every_token)
         code = self._lib.c.llama_decode(self._handles.context, packed.struct)
         if code in (1, -2):
             raise EngineMemoryError(
@@ -291,7 +295,9 @@ class LlamaEngine:
         if not self.hidden:
             return self._pooled_rows(batch.n_seqs)
         rows = self._rows.take()
-        if len(rows) == batch.n_seqs:
+        if self._every_token and len(rows) == batch.n_tokens:
+            return _pooled(rows, batch.lengths, self._info.pooling)
+        if len(rows) == batch.n_seqs and not self._every_token:
             return rows if self._head is None else _product(rows, self._head)
         self.hidden = False  # no result_norm in this architecture's graph: let llama.cpp pool
         self._grow(batch.n_tokens)
@@ -337,7 +343,7 @@ class LlamaEngine:
 
 
 class _HiddenRows:
-    """Collects the rows of ``result_norm`` as the graph produces them, and ends the graph there."""
+    """Collects the rows of the last hidden states as the graph produces them, and ends the graph there."""
 
     def __init__(self, lib: bindings.Bindings, n_embd: int) -> None:
         self._chunks: list[Float32Array] = []
@@ -346,7 +352,7 @@ class _HiddenRows:
 
         def observe(tensor: int, ask: bool, _: Any) -> bool:
             if ask:
-                return bool(ggml.ggml_get_name(tensor) == b"result_norm")
+                return ggml.ggml_get_name(tensor) in _HIDDEN_NAMES
             n_bytes = ggml.ggml_nbytes(tensor)
             rows = np.empty((n_bytes // (4 * n_embd), n_embd), dtype=np.float32)
             if rows.nbytes == n_bytes:
@@ -480,6 +486,16 @@ class _Owner:
         else:
             last()
         self._pool.shutdown(wait=True)
+
+
+def _pooled(rows: Float32Array, lengths: Int32Array, pooling: Pooling) -> Float32Array:
+    """The mean of each text's rows, or the first of them."""
+    starts = np.cumsum(lengths) - lengths
+    if pooling == "cls":
+        return rows[starts]
+    with np.errstate(all="ignore"):  # what overflows is looked for by the caller
+        sums = np.add.reduceat(rows, starts, axis=0, dtype=np.float64)
+        return (sums / lengths[:, None]).astype(np.float32)
 
 
 def _product(rows: Float32Array, head: Float32Array) -> Float32Array:

@@ -46,10 +46,10 @@ def llama_weights(
             linear(f"{layer}.self_attn.{part}_proj", size, hidden, gain)
             if bias:
                 weight(f"{layer}.self_attn.{part}_proj.bias", size, std=0.5)
-        linear(f"{layer}.self_attn.o_proj", hidden, q)
+        linear(f"{layer}.self_attn.o_proj", hidden, q, 0.6)
         for name in ("gate", "up"):
             linear(f"{layer}.mlp.{name}_proj", ffn, hidden)
-        linear(f"{layer}.mlp.down_proj", hidden, ffn)
+        linear(f"{layer}.mlp.down_proj", hidden, ffn, 0.6)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weight(f"{layer}.{name}.weight", hidden, std=0.05, mean=1.0)
     weight("norm.weight", hidden, std=0.05, mean=1.0)
@@ -139,3 +139,77 @@ def record(build: Callable[[Path], Path]) -> Arrays:
             vectors = np.stack([model.encode(text, convert_to_numpy=True) for text in TEXTS])
         ids = [model.tokenizer(text, truncation=True, max_length=model.max_seq_length)["input_ids"] for text in TEXTS]
     return {"vectors": vectors.astype(np.float32), **packed(ids)}
+
+
+_PAIRS = (
+    """▁ t|▁ a|h e|i n|r e|o n|▁t he|e r|▁ s|a t|e n|o r|▁ w|n d|▁ o|in g|▁a nd|i s|▁ c|o u|▁ ▁|▁▁ ▁▁|▁ d|i e|c h|u n"""
+)
+
+
+def sentencepiece_tokenizer(kind: str) -> dict[str, Any]:
+    """A small SentencePiece BPE with byte tokens, as Hugging Face writes Mistral's and Gemma's."""
+    special = {"mistral": ["<unk>", "<s>", "</s>"], "gemma": ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]}[kind]
+    merges = [pair.split(" ") for pair in _PAIRS.split("|")]
+    characters = sorted({c for text in TEXTS[:30] for c in text if ord(c) < 0x600} - {" "} | {"▁"})
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *("".join(pair) for pair in merges), *characters]
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    if kind == "mistral":
+        normalizer: dict[str, Any] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, replace]}
+        pre_tokenizer, begin, end = None, "<s>", "</s>"
+    else:
+        normalizer, begin, end = replace, "<bos>", "<eos>"
+        pre_tokenizer = {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        }
+    around = [{"SpecialToken": {"id": token, "type_id": 0}} for token in (begin, end)]
+    parts = [{"Sequence": {"id": name, "type_id": i}} for i, name in enumerate("AB")]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {
+                "id": i,
+                "content": content,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+            for i, content in enumerate(special)
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [around[0], parts[0], around[1]],
+            "pair": [around[0], parts[0], around[1], around[0], parts[1], around[1]],
+            "special_tokens": {
+                token: {"id": token, "ids": [special.index(token)], "tokens": [token]} for token in (begin, end)
+            },
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": merges,
+        },
+    }
