@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -430,8 +431,6 @@ def test_a_file_that_shrank_is_noticed(path: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_prints_the_documents_from_best_to_worst(path: Path, reranker: Reranker, tmp_path: Path) -> None:
-    import json
-
     def run(*arguments: str) -> list[dict[str, Any]]:
         result = CliRunner().invoke(main, ["rerank", "-m", str(path), "--threads", "1", *arguments])
         assert result.exit_code == 0, result.output
@@ -447,6 +446,19 @@ def test_the_command_prints_the_documents_from_best_to_worst(path: Path, reranke
     raw = run("a query", "--raw-scores", "--instruction", "Find the answer", *DOCUMENTS)
     assert [line["index"] for line in raw] == [line["index"] for line in lines]
     assert raw[0]["score"] > 1
+
+
+def test_show_and_doctor_know_a_reranker(path: Path) -> None:
+    shown = CliRunner().invoke(main, ["show", str(path)])
+    assert shown.exit_code == 0
+    assert "of pairs, probabilities" in shown.stdout
+    assert "Find the answer" in shown.stdout
+    found = json.loads(CliRunner().invoke(main, ["show", "--json", str(path)]).stdout)
+    assert found["rerank"]["activation"] == "sigmoid"
+    assert found["problem"] is None
+    checked = CliRunner().invoke(main, ["doctor", "-m", str(path)])
+    assert "reranking" in checked.stdout
+    assert "second in" in checked.stdout
 
 
 def test_the_command_refuses_an_embedding_model(qwen3_path: Path) -> None:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -125,7 +126,10 @@ def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]
         yield probed
         return
     yield probed[0]
-    yield _attempt("embedding", lambda: _embed(model, pooling))
+    if info.rerank is None:
+        yield _attempt("embedding", lambda: _embed(model, pooling))
+    else:
+        yield _attempt("reranking", lambda: _rerank(model))
 
 
 def _attempt(name: str, work: Callable[[], Any]) -> Any:
@@ -184,15 +188,35 @@ def _probe(info: ModelInfo, fresh: bool) -> tuple[Check]:
     return (Check("probe", "slow", f"the fastest kernels crash ({result.reason}); it runs without them ({how})", hint),)
 
 
+_FIRST, _SECOND = "The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs."
+
+
 def _embed(model: str, pooling: Pooling | None) -> Check:
     from edge_embed.embedder import Embedder
 
     start = time.perf_counter()
     with Embedder(model, pooling=pooling) as embedder:
         loaded = time.perf_counter()
-        embedder.encode("The quick brown fox jumps over the lazy dog.")
+        embedder.encode(_FIRST)
         first = time.perf_counter()
-        embedder.encode("Pack my box with five dozen liquor jugs.")
+        embedder.encode(_SECOND)
         second = time.perf_counter()
-    times = [f"{1000 * (b - a):.0f} ms" for a, b in ((start, loaded), (loaded, first), (first, second))]
-    return Check("embedding", "ok", f"loaded in {times[0]}, first text in {times[1]}, second in {times[2]}")
+    return Check("embedding", "ok", _times("text", start, loaded, first, second))
+
+
+def _rerank(model: str) -> Check:
+    from edge_embed.reranker import Reranker
+
+    start = time.perf_counter()
+    with Reranker(model) as reranker:
+        loaded = time.perf_counter()
+        reranker.predict(_FIRST, [_SECOND])
+        first = time.perf_counter()
+        reranker.predict(_SECOND, [_FIRST])
+        second = time.perf_counter()
+    return Check("reranking", "ok", _times("pair", start, loaded, first, second))
+
+
+def _times(unit: str, *moments: float) -> str:
+    times = [f"{1000 * (b - a):.0f} ms" for a, b in pairwise(moments)]
+    return f"loaded in {times[0]}, first {unit} in {times[1]}, second in {times[2]}"

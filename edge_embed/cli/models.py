@@ -18,7 +18,7 @@ from edge_embed.store import stored
 
 if TYPE_CHECKING:
     from edge_embed.gguf_header import GgufHeader
-    from edge_embed.types import ModelInfo
+    from edge_embed.types import ModelInfo, RerankInfo
 
 VERIFY: Final = keys.PREFIX + "verify."
 SHOWN_ITEMS, SHOWN_CHARACTERS = 6, 100  # of an array, of a string
@@ -108,6 +108,13 @@ def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
         "default_prompt_name": info.default_prompt_name,
         "instruction_template": info.instruction_template,
         "mrl_dimensions": list(info.mrl_dimensions),
+        "rerank": None
+        if info.rerank is None
+        else {
+            "activation": info.rerank.activation,
+            "instruction": info.rerank.instruction,
+            "template": info.rerank.template,
+        },
         "repairs": list(info.repairs),
     }
 
@@ -131,7 +138,7 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
             "vocabulary": f"{info.n_vocab:,} tokens",
             "pooling": f"{info.pooling} (from the {info.pooling_source})",
             "EDS token": f"{eds!r} ({info.eds_token_id}) ends every text" if eds is not None else None,
-            "vectors": "unit length" if info.normalize else "not normalized",
+            **(_vectors(info) if info.rerank is None else _scores(info.rerank)),
             "Unicode": info.unicode_normalization if info.unicode_normalization != "none" else "as it is",
             "prompts": "\n".join(
                 f"{name}{' (default)' if name == info.default_prompt_name else ''}: {shorten(repr(prompt), 96)}"
@@ -151,6 +158,18 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
         "repairs": "\n".join(info.repairs) if info is not None else None,
     }
     return {name: str(value) for name, value in rows.items() if value}
+
+
+def _vectors(info: ModelInfo) -> dict[str, str]:
+    return {"vectors": "unit length" if info.normalize else "not normalized"}
+
+
+def _scores(rerank: RerankInfo) -> dict[str, str | None]:
+    return {
+        "scores": "of pairs, probabilities" if rerank.activation == "sigmoid" else "of pairs, logits",
+        "instruction": rerank.instruction,
+        "template": rerank.template and repr(rerank.template),
+    }
 
 
 def _short(value: Any) -> Any:
