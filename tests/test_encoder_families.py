@@ -15,18 +15,21 @@ import numpy as np
 import pytest
 
 from edge_embed import Embedder
+from edge_embed.convert import reference
+from edge_embed.convert.checkpoint import Checkpoint
 from edge_embed.convert.convert import ConversionReport, convert
+from edge_embed.convert.reference import Tokens
 from edge_embed.errors import CheckpointError, ModelFileError, UnsupportedCheckpointError, UnsupportedModelError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
 from tests import families
 from tests.converting import MISSING, edited, metadata, tensors
-from tests.families import bert_unigram, modern_bert, nomic_bert, roberta, xlm_roberta
+from tests.families import bert_unigram, distilbert, modern_bert, nomic_bert, roberta, xlm_roberta
 from tests.families._encoders import write_sentence_transformers
 from tests.golden_texts import TEXTS
 
 FTYPES = {"f32": 0.99999, "f16": 0.9999, "bf16": 0.9999, "q8_0": 0.999}
-FAMILIES = [modern_bert, nomic_bert, xlm_roberta, bert_unigram, roberta]
+FAMILIES = [modern_bert, nomic_bert, xlm_roberta, bert_unigram, roberta, distilbert]
 NAMES = [family.NAME for family in FAMILIES]
 
 
@@ -37,6 +40,10 @@ class Family:
     folder: Path
     golden: families.Arrays
     reports: dict[str, ConversionReport]
+
+    @property
+    def arch(self) -> str:
+        return self.reports["f16"].architecture
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,17 @@ def test_recorded_vectors_are_what_transformers_computes_now(name: str) -> None:
     found = families.modules()[name].record()
     assert cosines(found["vectors"], families.golden(name)["vectors"]).min() > 0.999999
     assert families.unpacked(found) == families.unpacked(families.golden(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_reference_of_verify_computes_the_originals_vectors(name: str, made: Callable[[str], Family]) -> None:
+    family = made(name)
+    chosen = range(0, len(TEXTS), 6)
+    tokens = Tokens.pack([families.unpacked(family.golden)[i] for i in chosen])
+    pooling = "mean" if metadata(family.reports["f16"].path)[f"{family.arch}.pooling_type"] == 1 else "cls"
+    with Checkpoint(family.folder) as checkpoint:
+        found = reference.vectors(checkpoint, tokens, pooling=pooling, normalize=True)
+    assert cosines(found, family.golden["vectors"][list(chosen)]).min() > 0.99999
 
 
 # Against stock llama.cpp
@@ -272,6 +290,27 @@ def test_a_bert_with_a_unigram_vocabulary_has_rows_without_tokens(made: Callable
     found = metadata(made("bert_unigram").reports["f16"].path)
     assert found["tokenizer.ggml.tokens"][-1] == f"[PAD{len(found['tokenizer.ggml.tokens']) - 1}]"
     assert found["bert.context_length"] == 512
+
+
+# DistilBERT
+
+
+def test_distilbert_with_its_pre_training_head_is_the_same_model(made: Callable[[str], Family], tmp_path: Path) -> None:
+    folder = distilbert.build(tmp_path / "m", prefix="distilbert.")
+    report = convert(folder, tmp_path / "m.gguf", ftype="f16", name="checkpoint")
+    assert [tensor.name for tensor in report.skipped] == [
+        "vocab_layer_norm.bias", "vocab_layer_norm.weight", "vocab_projector.bias", "vocab_transform.bias",
+        "vocab_transform.weight",
+    ]  # fmt: skip
+    ours = {name: tensor.data.tobytes() for name, tensor in tensors(report.path).items()}
+    assert ours.keys() == tensors(made("distilbert").reports["f16"].path).keys()
+
+
+def test_distilberts_classifier_is_refused(tmp_path: Path) -> None:
+    folder = distilbert.build(tmp_path / "m")
+    edited(folder / "config.json", architectures=["DistilBertForSequenceClassification"])
+    with pytest.raises(UnsupportedCheckpointError, match="its head has a ReLU"):
+        convert(folder, tmp_path / "m.gguf")
 
 
 # Files on which llama.cpp would end the process, or compute another model

@@ -9,6 +9,7 @@ from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
 from .bert import BERT, BERT_CROSS
+from .distilbert import DISTILBERT
 from .family import Family
 from .gemma3 import GEMMA3
 from .llama import LLAMA, MISTRAL
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     XLM_ROBERTA_CROSS,
     ROBERTA,
     ROBERTA_CROSS,
+    DISTILBERT,
     MODERN_BERT,
     MODERN_BERT_CROSS,
     NOMIC_BERT,

@@ -13,7 +13,7 @@ from .family import Family, Hyper, Row, flag, linear, must_be, norm, real, uint
 from .heads import with_score
 
 # erf, and the names of the tanh approximation that llama.cpp computes for all of them
-_GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
+GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 
 
 def hyper(config: Fields) -> Hyper:
@@ -29,7 +29,7 @@ def encoder_hyper(config: Fields, *, first_position: int) -> Hyper:
         first_position: the row of the position embeddings that a text's first token takes.
     """
     must_be(config, "position_embedding_type", ("absolute",), "only absolute positions are converted")
-    must_be(config, "hidden_act", _GELUS, "llama.cpp computes gelu")
+    must_be(config, "hidden_act", GELUS, "llama.cpp computes gelu")
     must_be(config, "is_decoder", (False,), "a decoder attends differently")
     must_be(config, "add_cross_attention", (False,), "an embedding has nothing to attend across to")
     n_embd = config.integer("hidden_size", low=1, high=2**20)

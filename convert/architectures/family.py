@@ -18,7 +18,6 @@ from edge_embed.types import Float32Array, Pooling
 
 from ..checkpoint import READABLE, Fields, TensorRef, short
 
-
 TokenizerKind = Literal["wordpiece", "bpe", "unigram", "sentencepiece"]
 """``bpe`` is byte-level, ``sentencepiece`` is SentencePiece's BPE, with tokens for single bytes."""
 
