@@ -38,6 +38,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bert": ("BertModel", "bert", {"type_vocab_size": 2, "layer_norm_eps": 1e-3}),
     "roberta": ("RobertaModel", "roberta", {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
     "xlm_roberta": ("XLMRobertaModel", "xlm-roberta", {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    "distilbert": (
+        "DistilBertModel",
+        "distilbert",
+        {"dim": HIDDEN, "n_heads": HEADS, "n_layers": LAYERS, "hidden_dim": FFN, "activation": "gelu"},
+    ),
     "modernbert": ("ModernBertModel", "modernbert", {"local_attention": 8, "global_attn_every_n_layers": 2}),
     "modernbert_biases": (
         "ModernBertModel",
@@ -82,6 +87,7 @@ def build(folder: Path, case: str) -> Path:
     scores = "For" in class_name
     shapes = _bert(config, scores) if model_type in ("bert", "roberta", "xlm-roberta") else (
         _modernbert(config, scores) if model_type == "modernbert" else
+        _distilbert() if model_type == "distilbert" else
         _nomic_bert() if model_type == "nomic_bert" else _decoder(config, class_name)
     )  # fmt: skip
     tensors = {}
@@ -127,6 +133,21 @@ def _bert(config: dict[str, Any], scores: bool) -> Shapes:
         shapes |= _linear("classifier.dense", HIDDEN, HIDDEN) | _linear("classifier.out_proj", 1, HIDDEN)
     else:
         shapes |= _linear("pooler.dense", HIDDEN, HIDDEN)
+    return shapes
+
+
+def _distilbert() -> Shapes:
+    shapes: Shapes = {
+        "embeddings.word_embeddings.weight": (N_ROWS, HIDDEN),
+        "embeddings.position_embeddings.weight": (64, HIDDEN),
+        **_norm("embeddings.LayerNorm"),
+    }
+    for i in range(LAYERS):
+        at = f"transformer.layer.{i}."
+        for part in ("q_lin", "k_lin", "v_lin", "out_lin"):
+            shapes |= _linear(f"{at}attention.{part}", HIDDEN, HIDDEN)
+        shapes |= _linear(f"{at}ffn.lin1", FFN, HIDDEN) | _linear(f"{at}ffn.lin2", HIDDEN, FFN)
+        shapes |= _norm(f"{at}sa_layer_norm") | _norm(f"{at}output_layer_norm")
     return shapes
 
 
