@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
@@ -194,7 +194,7 @@ def _plan_file(repository: Repository, file: RepoFile) -> Plan:
     entry = catalogue.find(repository.name)
     name = entry.name if entry else repository.name.rpartition("/")[2].lower().removesuffix("-gguf")
     target = models_dir() / repository.name / file.path
-    part, here = hub.partial(target, file), store.record_of(target)
+    part, here = hub.part_of(target, file), store.record_of(target)
     come = part.stat().st_size if part.is_file() else 0
     come = file.size if here is not None and here.sha256 == file.sha256 else come
     return Plan(
@@ -272,8 +272,8 @@ def pull(
     if store.sha256(here.path) != here.sha256:
         exact = f"{here.repository}:{here.file}" if here.file else f"{here.name}:{here.ftype}"
         planned = plan(exact, revision=here.revision)
+        planned = replace(planned, download_bytes=planned.result_bytes) if here.file else planned
         before(planned)
-        here.path.unlink()
         again = carry_out(planned, show_progress_bar=show_progress_bar)
         return Pulled(again.model, True, ("the file that was here was damaged and has been replaced", *again.notes))
     return Pulled(here, False, _news(here))
@@ -312,11 +312,8 @@ def _fetch(planned: Plan, file: RepoFile, show_progress_bar: bool) -> Pulled:
             f"the hub gives no sha256 for {file.path} of {planned.repository.name}, so it could not be checked"
         )
     hub.check_space(planned.target, planned.download_bytes)
-    wanted = not planned.target.is_file() or store.sha256(planned.target) != file.sha256
-    if wanted:
-        planned.target.unlink(missing_ok=True)
-        with downloading(file.size, show_progress_bar) as advance:
-            hub.download(planned.repository, file, planned.target, advance)
+    with downloading(file.size, show_progress_bar) as advance:
+        fetched = hub.download(planned.repository, file, planned.target, advance)
     model = StoredModel(
         name=planned.name,
         ftype=planned.ftype,
@@ -329,7 +326,7 @@ def _fetch(planned: Plan, file: RepoFile, show_progress_bar: bool) -> Pulled:
         path=planned.target,
     )
     store.record(model)
-    return Pulled(model, wanted)
+    return Pulled(model, fetched)
 
 
 def _convert(planned: Plan, snapshot: Snapshot, show_progress_bar: bool) -> Pulled:

@@ -182,6 +182,15 @@ def test_a_gated_repository_says_what_to_do(server: HubServer, checkpoint: Path)
     assert server.fetched() == []
 
 
+def test_terms_of_a_known_model_are_said(server: HubServer, checkpoint: Path) -> None:
+    """Before its download."""
+    server.add("google/embeddinggemma-300m", checkpoint, gated=True, license="gemma")
+    result = run(*CONVERT, "embeddinggemma-300m")
+    assert result.exit_code == 6
+    assert "licence gemma" in result.stderr
+    assert "accept them on the model's page" in result.stderr
+
+
 def test_a_token_opens_it_and_stays_with_the_hub(
     server: HubServer, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,24 @@ def test_pull_offline_verifies_and_asks_nobody(server: HubServer, ready: str) ->
     server.requests.clear()
     assert "(verified)" in run("pull", f"{READY}:q8_0", "--offline").stdout
     assert run("pull", f"{READY}:f16", "--offline").exit_code == 6
+    assert server.requests == []
+
+
+def test_many_at_once_fetch_it_once(server: HubServer, ready: str, gguf: bytes) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        pulled = list(pool.map(lambda _: provision.pull(f"{READY}:q8_0"), range(4)))
+    assert len({each.model for each in pulled}) == 1
+    assert sum(each.fetched for each in pulled) == 1
+    assert server.fetched() == ["tiny-Q8_0.gguf"]
+    assert pulled[0].model.path.read_bytes() == gguf
+    assert not list(models_dir().rglob("*.part"))
+
+
+def test_the_bundled_model_needs_no_pull(server: HubServer) -> None:
+    result = run("pull", "all-minilm-l6-v2")
+    assert result.exit_code == 0
+    assert "ships with edge-embed" in result.stderr
+    assert result.stdout.strip().endswith(".gguf")
     assert server.requests == []
 
 

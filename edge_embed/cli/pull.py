@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edge_embed.catalogue import resolve
+from edge_embed.catalogue import find, resolve, split_type
 from edge_embed.cli.terminal import facts, note, size
 from edge_embed.errors import ModelMissingError
 
@@ -69,8 +69,6 @@ def pull(model: str, revision: str | None, update: bool, offline: bool, progress
 
 
 def _shipped(name: str) -> Path | None:
-    from edge_embed.catalogue import find, split_type
-
     entry = find(name.partition(":")[0])
     if entry is None or entry.path is None:
         return None
@@ -87,7 +85,9 @@ def announce_checkpoint(repository: Repository, n_bytes: int) -> None:
     """Say on stderr which checkpoint will be converted, and how much of it has to be downloaded."""
     licence = f", licence {repository.license}" if repository.license else ""
     amount = f"{size(n_bytes)} to download" if n_bytes else "all of it is in the cache"
-    note(f"{repository.name} at {repository.commit[:12]}{licence}: {amount}")
+    known = find(repository.name)
+    more = f". {known.note}" if known is not None and known.note else ""
+    note(f"{repository.name} at {repository.commit[:12]}{licence}: {amount}{more}")
 
 
 def describe(planned: Plan) -> str:

@@ -13,7 +13,7 @@ from .checkpoint import Snapshot, cached, checkpoint_files, fetch_into_cache, mi
 from .failures import endpoint
 from .gguf import choose_gguf, gguf_files, gguf_type
 from .repository import Reference, RepoFile, Repository, hub_cache, inspect, is_offline, parse_reference
-from .transfer import check_space, download, partial, same_disk
+from .transfer import check_space, download, part_of, same_disk
 
 __all__ = [
     "Reference",
@@ -34,6 +34,6 @@ __all__ = [
     "is_offline",
     "missing",
     "parse_reference",
-    "partial",
+    "part_of",
     "same_disk",
 ]

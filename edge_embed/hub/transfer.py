@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, cast
 
@@ -49,13 +50,13 @@ def _existing(folder: Path) -> Path:
     return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
 
 
-def partial(target: Path, file: RepoFile) -> Path:
+def part_of(target: Path, file: RepoFile) -> Path:
     """Where what has come of a file waits for the rest; its name holds the digest, so that versions do not mix."""
     return target.with_name(f"{target.name}.{(file.sha256 or file.blob_id)[:12]}.part")
 
 
-def download(repository: Repository, file: RepoFile, target: Path, advance: Advance) -> None:
-    """Fetch one file to ``target``: whole and checked, or not at all.
+def download(repository: Repository, file: RepoFile, target: Path, advance: Advance) -> bool:
+    """Have one file at ``target``: whole and checked, or not at all. Says whether anything had to be fetched.
 
     What has come of a large file before an interruption stays beside the target and is not fetched again.
 
@@ -68,15 +69,15 @@ def download(repository: Repository, file: RepoFile, target: Path, advance: Adva
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # it has no __all__
 
     url = hf_hub_url(repository.name, file.path, revision=repository.commit, endpoint=endpoint())
-    part = partial(target, file)
+    part = part_of(target, file)
     locks = cache_dir() / "locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(locks / f"{file.sha256 or file.blob_id}.lock"):
-            if target.is_file():  # another process was faster
+            if target.is_file() and _digest_of(target, file) == (file.sha256 or file.blob_id):
                 advance(file.size)
-                return
+                return False  # it was here, or another process was faster
             with part.open("a+b") as raw:
                 sink = _Sink(raw, file, repository.name, advance)
                 with typed_errors(repository.name, repository.commit):
@@ -88,6 +89,7 @@ def download(repository: Repository, file: RepoFile, target: Path, advance: Adva
                     hint="it was deleted; try again, and if it stays so, something on the way changes it",
                 )
             part.replace(target)
+            return True
     except OSError as error:
         if error.errno in FULL:
             raise DiskSpaceError(
@@ -157,9 +159,7 @@ class _Sink:
 
     def __init__(self, raw: BinaryIO, file: RepoFile, repository: str, advance: Advance) -> None:
         self.size, self.label = file.size, f"{repository}: {file.path}"
-        self._raw, self._advance = raw, advance
-        # Git's digest of a file is over its length and its contents.
-        self._prefix = b"" if file.sha256 else b"blob %d\0" % file.size
+        self._raw, self._advance, self._new = raw, advance, partial(_digest, file)
         self._digest = self._new()
         raw.seek(0, os.SEEK_END)
         if file.sha256 is None or raw.tell() > file.size:
@@ -168,9 +168,6 @@ class _Sink:
         while chunk := raw.read(2**20):
             self._digest.update(chunk)
             advance(len(chunk))
-
-    def _new(self) -> hashlib._Hash:
-        return hashlib.sha1(self._prefix) if self._prefix else hashlib.sha256()
 
     def write(self, data: bytes) -> int:
         if self._raw.tell() + len(data) > self.size:
@@ -196,3 +193,16 @@ class _Sink:
 
     def digest(self) -> str:
         return self._digest.hexdigest()
+
+
+def _digest(file: RepoFile) -> hashlib._Hash:
+    """A new digest: sha256, or Git's of a small file, which is over its length and its contents."""
+    return hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size)
+
+
+def _digest_of(path: Path, file: RepoFile) -> str:
+    digest = _digest(file)
+    with path.open("rb") as raw:
+        while chunk := raw.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
