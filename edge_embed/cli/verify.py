@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge_embed.cli.options import AT_LEAST_1, POOLINGS
+from edge_embed.cli.pull import announce_checkpoint
 from edge_embed.cli.terminal import facts, note, say_json, shorten, table
 from edge_embed.errors import VerificationError
 
@@ -27,13 +28,12 @@ Examples:
   edge-embed verify model.gguf --reference ./bge-reranker-v2-m3 --json
 """
 )
-@click.argument("gguf", metavar="GGUF", type=click.Path(path_type=Path))
+@click.argument("gguf", metavar="GGUF")
 @click.option(
     "--reference",
     required=True,
-    metavar="DIR",
-    type=click.Path(path_type=Path),
-    help="The original: folder of config.json, tokenizer.json and safetensors.",
+    metavar="DIR|REPOSITORY",
+    help="The original: a folder or a repository of the hub, as for `edge-embed convert`.",
 )
 @click.option(
     "-f",
@@ -52,6 +52,7 @@ Examples:
     "--merge-lora", metavar="ADAPTER", type=click.Path(path_type=Path), help="The PEFT adapter that was merged."
 )
 @click.option("--reranker", is_flag=True, help="The original is a Qwen3-Reranker.")
+@click.option("--offline", is_flag=True, help="Use only what the Hugging Face cache holds; also HF_HUB_OFFLINE=1.")
 @click.option("--record", "keep", is_flag=True, help="Put the figures into the file, where they replace the old ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads of the runtime.")
@@ -61,13 +62,14 @@ Examples:
     help="Show progress on stderr, or not: a bar on a terminal, a line now and then elsewhere.",
 )
 def verify(
-    gguf: Path,
-    reference: Path,
+    gguf: str,
+    reference: str,
     file: Path | None,
     min_cosine: float | None,
     pooling: Pooling | None,
     merge_lora: Path | None,
     reranker: bool,
+    offline: bool,
     keep: bool,
     as_json: bool,
     threads: int | None,
@@ -75,32 +77,37 @@ def verify(
 ) -> None:
     """Compare a GGUF with the checkpoint that it was made from.
 
-    Settings, token ids, every tensor and the vectors (of a reranker: the scores) are held against the original, whose
-    network is computed in NumPy float32. What a type loses by itself is no failure; a wrong network, tokenizer, prompt
-    or tensor is, and ends with exit code 4. `convert` does the same on its own results, with less of each tensor.
+    GGUF is a file or a name of `edge-embed list`. Settings, token ids, every tensor and the vectors (of a reranker: the
+    scores) are held against the original, whose network is computed in NumPy float32. What a type loses by itself is no
+    failure; a wrong network, tokenizer, prompt or tensor is, and ends with exit code 4. `convert` does the same on its
+    own results, with less of each tensor.
     """
+    from edge_embed.catalogue import resolve
     from edge_embed.convert.verify import record
     from edge_embed.convert.verify import verify as run
     from edge_embed.files import read_file
     from edge_embed.progress import BytesProgress
+    from edge_embed.sources import find_checkpoint
 
+    path = resolve(gguf)
     texts = None if file is None else list(read_file(file))
+    original = find_checkpoint(reference, offline=offline, show_progress_bar=progress, before=announce_checkpoint)
     with BytesProgress("verifying", enabled=progress) as shown:
         found = run(
-            gguf,
-            reference,
+            path,
+            original.folder,
             texts=texts,
             min_cosine=min_cosine,
             pooling=pooling,
             merge_lora=merge_lora,
-            reranker=reranker,
+            reranker=reranker or original.reranker,
             n_threads=threads,
             progress=shown,
         )
     if as_json:
         say_json(asdict(found) | {"path": str(found.path), "passed": found.passed})
     else:
-        for line in facts({"file": str(gguf), "reference": str(reference)}):
+        for line in facts({"file": str(path), "reference": str(original.folder)}):
             click.echo(line)
         for line in lines_of(found):
             click.echo(line)
@@ -111,7 +118,7 @@ def verify(
             "\n".join(found.problems), hint="the file does not compute what the original does: convert it again"
         )
     if keep:
-        record(gguf, found)
+        record(path, found)
 
 
 def lines_of(found: Any) -> Iterator[str]:
