@@ -7,6 +7,7 @@ known model a GGUF of somebody else's is.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import os
 import re
@@ -144,7 +145,7 @@ def _short(name: str) -> str:
     return name.lower().rpartition("/")[2].removesuffix("-gguf")
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)
 def _load(name: str) -> CatalogueEntry | None:
     """One file of ``models/``; the others need not be read to find it."""
     file = resources.files("edge_embed.models") / f"{name}.toml"
@@ -221,7 +222,9 @@ def _advice(name: str) -> str:
             f"if it is a repository: `edge-embed pull {name}` fetches a ready GGUF from it, "
             f"`edge-embed convert {repository}` makes one of its weights"
         )
-    return "`edge-embed list` shows the known names; or give a GGUF file"
+    close = difflib.get_close_matches(name[:100].lower(), [entry.name for entry in entries()], 3, 0.7)
+    meant = f"did you mean {' or '.join(close)}? " if close else ""
+    return f"{meant}`edge-embed list` shows the known names; or give a GGUF file"
 
 
 def _here(name: str, ftype: str | None) -> Path | None:

@@ -268,6 +268,13 @@ def test_files_come_first_and_folders_last(tmp_path: Path, monkeypatch: pytest.M
     assert catalogue.resolve("qwen3-embedding-4b") == Path("qwen3-embedding-4b")
 
 
+def test_a_slip_is_told_what_may_be_meant() -> None:
+    with pytest.raises(ModelNotFoundError, match=r"did you mean qwen3-embedding-4b or "):
+        catalogue.resolve("qwen3-embeding-4b")
+    with pytest.raises(ModelNotFoundError, match="\n`edge-embed list` shows"):
+        catalogue.resolve("zzz")
+
+
 @pytest.mark.parametrize("name", ["Org/Other", "Org/Other:q8_0"])
 def test_a_repository_that_is_not_here_comes_with_the_commands(name: str) -> None:
     with pytest.raises(ModelNotFoundError, match=f"edge-embed pull {name}.*edge-embed convert Org/Other`"):
