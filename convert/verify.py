@@ -163,6 +163,8 @@ def check(
     started = time.perf_counter()
     if min_cosine is not None and not -1.0 <= min_cosine <= 1.0:
         raise InvalidOptionError(f"min_cosine is {min_cosine!r}", hint="give a cosine, -1 to 1")
+    if min_cosine is not None and plan.settings.pooling == "rank":
+        raise InvalidOptionError("min_cosine is about vectors, and this is a reranker")
     header = read_header(path)
     type_name = coarsest_type(header)
     notes: list[str] = []

@@ -268,6 +268,8 @@ def test_a_rerankers_rows_swapped_fail(tmp_path: Path) -> None:
     found = verify(rewritten(path, tmp_path / "broken.gguf", swap), source, texts=TEXTS[:3], reranker=True)
     assert "tensor cls.output.weight: its relative error is 1." in problems(found)
     assert "scores: one differs by " in problems(found)
+    with pytest.raises(InvalidOptionError, match="this is a reranker"):
+        verify(path, source, texts=TEXTS[:3], reranker=True, min_cosine=0.9)
 
 
 def test_another_models_file_fails(made: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
