@@ -34,7 +34,7 @@ from .architectures.family import (
     texts,
 )
 from .architectures.qwen3 import QWEN3, QWEN3_CROSS, RERANK_INSTRUCTION, RERANK_TEMPLATE
-from .checkpoint import READABLE, Checkpoint, Fields, TensorRef, read_text, short
+from .checkpoint import READABLE, Checkpoint, Fields, TensorRef, is_encodable, read_text, short
 from .modules import Modules, read_whole
 from .tokenizer_json import TOKENIZER_FILE, added_tokens
 from .vocab import Vocabulary
@@ -51,6 +51,7 @@ _FORMS = (
     ),
     re.compile(r"\(\s*" + _MESSAGES + r"first\s*\)\s*\.\s*content"),
 )
+_MAX_TEMPLATE = 1 << 16
 _SLOTS = {"query": "{query}", "document": "{document}", "system": "{instruction}"}
 
 
@@ -293,9 +294,11 @@ def plain_template(source: str, where: str) -> tuple[str, str | None]:
                 f"{where}: {short(match[0])}: expected a default for the role system, and for no other"
             )
         if default is not None:
-            instruction = str(ast.literal_eval(default))
+            instruction = _literal(default, where)
         return _SLOTS[form["role"]]
 
+    if len(source) > _MAX_TEMPLATE or "\0" in source:
+        raise UnsupportedCheckpointError(f"{where} is no template of a pair: {len(source)} characters")
     if "{%" in source or "{#" in source or "{{-" in source or "-}}" in source:
         raise UnsupportedCheckpointError(
             f"{where} has statements, comments or trimmed white space, and none is run here",
@@ -305,6 +308,8 @@ def plain_template(source: str, where: str) -> tuple[str, str | None]:
     if any(slot in part for part in outside for slot in _SLOTS.values()):
         raise UnsupportedCheckpointError(f"{where} has a text like {{query}} beside its expressions")
     found = re.sub(r"\{\{\s*(.*?)\s*\}\}", slot, source, flags=re.DOTALL)
+    if "{{" in found:
+        raise UnsupportedCheckpointError(f"{where} has an expression that does not end")
     found = found.removesuffix("\n")  # as Jinja does
     counts = {name: found.count(name) for name in _SLOTS.values()}
     if counts["{query}"] != 1 or counts["{document}"] != 1 or counts["{instruction}"] > 1:
@@ -312,3 +317,14 @@ def plain_template(source: str, where: str) -> tuple[str, str | None]:
     if found.rindex("{document}") < max(found.rfind("{query}"), found.rfind("{instruction}")):
         raise UnsupportedCheckpointError(f"{where} has the document before the query: a long one could not be cut")
     return found, instruction
+
+
+def _literal(quoted: str, where: str) -> str:
+    """A string literal of Jinja, whose escapes are Python's."""
+    try:
+        value = str(ast.literal_eval(quoted))
+    except (SyntaxError, ValueError):
+        raise UnsupportedCheckpointError(f"{where}: {short(quoted)} is not a string that is converted") from None
+    if "\0" in value or not is_encodable(value):
+        raise UnsupportedCheckpointError(f"{where}: {short(quoted)} holds a character that a GGUF cannot")
+    return value

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge_embed import Embedder, Reranker, errors, keys
 from edge_embed.convert.convert import ConversionReport, convert
 from edge_embed.convert.reranker import plain_template
 from edge_embed.engine.llama import LlamaEngine
 from edge_embed.gguf_header import read_header
+from edge_embed.prompts import rerank_problem
 from tests.converting import MISSING, edited, metadata, tensors
 from tests.families import golden, qwen3_reranker
 from tests.families.qwen3_reranker import (
@@ -422,6 +425,34 @@ def test_a_pair_that_is_put_otherwise_is_refused(files: dict[str, Any], expected
 )
 def test_a_template_of_plain_places_is_read(source: str, expected: tuple[str, str | None]) -> None:
     assert plain_template(source, "x") == expected
+
+
+PIECES = [
+    "{{", "}}", "{%", "{#", "-}}", "messages", " | ", "selectattr('role', 'eq', 'query')", "first", ".content",
+    "map(attribute='content')", "default('a\\')", 'default("\\ud800")', "default('\\x')", "default('\0')", "system",
+    "{{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}",
+    "{{ messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first }}",
+    "{{ messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first | default('", "') }}",
+    "{query}", "{document}", "\n", "'", '"', "\\", "(", ")",
+]  # fmt: skip
+
+
+@settings(max_examples=300)
+@given(parts=st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12))
+def test_any_template_is_read_or_refused(parts: list[str]) -> None:
+    try:
+        template, instruction = plain_template("".join(parts), "x")
+    except errors.UnsupportedCheckpointError:
+        return
+    assert rerank_problem(template) == ""
+    assert "{{" not in template
+    assert ("{instruction}" in template) == (instruction is not None)
+
+
+@pytest.mark.parametrize("default", ["a\\", "\\ud800", "\\x0", "\\0", "\\N{no such name}"])
+def test_a_default_that_is_no_sound_text_is_refused(default: str) -> None:
+    with pytest.raises(errors.UnsupportedCheckpointError):
+        plain_template(CHAT_TEMPLATE.replace(INSTRUCTION, default), "x")
 
 
 def test_an_embedder_refuses_the_file_and_a_reranker_an_embedding_model(
