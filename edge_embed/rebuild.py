@@ -34,6 +34,7 @@ _SLICE = 1 << 16  # characters tokenized at a time
 _LETTER = "[A-Za-z\u0410-\u044f\u4e00-\u9fff\u3041-\u3096\u30a1-\u30fa\uac00-\ud7a3]"
 _CUT_WORDPIECE: Final = re.compile(r"(?=\s)")
 _CUT_BYTE_LEVEL: Final = re.compile(f"{_LETTER}(?=[ \n\u3001\u3002\uff01\uff0c\uff1f])")
+_CUT_LINES: Final = re.compile(f"(?=\n)|{_LETTER}(?= [A-Za-z])")  # where words are split at white space first
 _CUT_SENTENCEPIECE: Final = re.compile(f"{_LETTER}(?= [A-Za-z])")
 
 
@@ -107,12 +108,14 @@ def rebuilt(path: str | Path, metadata: Mapping[str, Any], normalization: str) -
         return _byte_level(path, metadata, normalization)
     if kind == "t5":
         return _unigram(path, metadata, normalization)
+    if kind == "llama":
+        return _sentencepiece(path, metadata, normalization)
     return None
 
 
 def can_rebuild(model: str, pre: str) -> bool:
     """Whether files of this ``tokenizer.ggml.model`` and ``tokenizer.ggml.pre`` have their tokenizer rebuilt."""
-    return model in ("bert", "t5") or (model == "gpt2" and pre in BYTE_LEVEL)
+    return model in ("bert", "llama", "t5") or (model == "gpt2" and pre in BYTE_LEVEL)
 
 
 def _byte_level(path: str | Path, metadata: Mapping[str, Any], normalization: str) -> Content | None:
@@ -123,7 +126,7 @@ def _byte_level(path: str | Path, metadata: Mapping[str, Any], normalization: st
     if pre not in BYTE_LEVEL:
         return None
     vocab = {token: i for i, token in enumerate(_texts(metadata))}
-    merges = [pair.partition(" ")[::2] for pair in metadata.get("tokenizer.ggml.merges", [])]
+    merges = [pair.partition(" ")[::2] for pair in _listed(path, metadata, "tokenizer.ggml.merges", str)]
     try:
         backend = Tokenizer(BPE(vocab, merges, ignore_merges=pre in IGNORE_MERGES))
     except Exception as error:
@@ -138,7 +141,8 @@ def _unigram(path: str | Path, metadata: Mapping[str, Any], normalization: str) 
     from tokenizers.models import Unigram
 
     texts = _texts(metadata)
-    scores = metadata.get(keys.UNIGRAM_SCORES, metadata.get("tokenizer.ggml.scores", []))
+    key = keys.UNIGRAM_SCORES if keys.UNIGRAM_SCORES in metadata else "tokenizer.ggml.scores"
+    scores = _listed(path, metadata, key, float)
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 2)
     if len(scores) != len(texts):
         raise ModelFileError(f"{path}: the vocabulary has {len(texts)} tokens and {len(scores)} scores")
@@ -151,16 +155,65 @@ def _unigram(path: str | Path, metadata: Mapping[str, Any], normalization: str) 
         raise ModelFileError(f"{path}: tokenizer.ggml.tokens: {error}", hint="convert the model again") from None
     name = metadata.get(keys.TOKENIZER_PIPELINE, "split-words-always")
     _set_pipeline(path, backend, metadata, normalization, name)
-    return _content(path, backend, _add_tokens(backend, metadata), _CUT_SENTENCEPIECE)
+    cut = _CUT_LINES if name.startswith("split-words") else _CUT_SENTENCEPIECE
+    return _content(path, backend, _add_tokens(backend, metadata), cut)
 
 
-def _set_pipeline(path: str | Path, backend: Any, metadata: Mapping[str, Any], normalization: str, name: str) -> None:
-    if name not in PIPELINES:
+def _listed(path: str | Path, metadata: Mapping[str, Any], key: str, kind: type) -> list[Any]:
+    """An array of the metadata whose items are of this type; empty where it is missing."""
+    items = metadata.get(key, [])
+    if not isinstance(items, list) or not all(type(item) is kind for item in items):
+        raise ModelFileError(f"{path}: {key} is not a list of {kind.__name__}", hint="convert the model again")
+    return items
+
+
+def _sentencepiece(path: str | Path, metadata: Mapping[str, Any], normalization: str) -> Content:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+
+    texts = _texts(metadata)
+    vocab = {text: i for i, text in enumerate(texts)}
+    recorded = metadata.get("tokenizer.ggml.merges")
+    merges = [pair.partition(" ")[::2] for pair in recorded] if recorded else _merges_by_score(metadata)
+    try:
+        backend = Tokenizer(BPE(vocab, merges, byte_fallback=True, fuse_unk=True))
+    except Exception as error:
+        raise ModelFileError(f"{path}: tokenizer.ggml.merges: {error}", hint="convert the model again") from None
+    # Files of other converters: the first spelling that Llama and Mistral had, which is llama.cpp's way as well.
+    usual = "prepend" if metadata.get("tokenizer.ggml.add_space_prefix", True) else "replace"
+    name = metadata.get(keys.TOKENIZER_PIPELINE, usual)
+    _set_pipeline(path, backend, metadata, normalization, name)
+    inside = re.compile(_LETTER + PHANTOM_SPACE)
+    if any(inside.search(text) for text in texts):
+        return _content(path, backend, _add_tokens(backend, metadata), None)
+    # Every stretch has a space put in front by "prepend": the slice begins behind its own.
+    skipped = 1 if name == "prepend" else 0
+    return _content(path, backend, _add_tokens(backend, metadata), _CUT_SENTENCEPIECE, skipped)
+
+
+def _merges_by_score(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The merges that a SentencePiece model stands for: every way to make a token of two, the best token first."""
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], _kinds(metadata)
+    scores = metadata.get("tokenizer.ggml.scores", [0.0] * len(tokens))
+    ids = {token: i for i, token in enumerate(tokens) if kinds[i] in (_NORMAL, _USER_DEFINED)}
+    merges: list[tuple[str, str]] = []
+    for token in sorted(ids, key=lambda token: -scores[ids[token]]):
+        halves = [
+            (ids[left], ids[right])
+            for n in range(1, len(token))
+            if (left := token[:n]) in ids and (right := token[n:]) in ids
+        ]
+        merges += [(tokens[left], tokens[right]) for left, right in sorted(halves)]
+    return merges
+
+
+def _set_pipeline(path: str | Path, backend: Any, metadata: Mapping[str, Any], normalization: str, name: Any) -> None:
+    if not isinstance(name, str) or name not in PIPELINES:
         raise ModelFileError(
             f"{path}: {keys.TOKENIZER_PIPELINE} is {name!r}, expected one of {', '.join(sorted(PIPELINES))}"
         )
     before: list[Part] = [] if normalization == "none" else [{"type": normalization}]
-    charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap", [])
+    charsmap = _listed(path, metadata, "tokenizer.ggml.precompiled_charsmap", int)
     if charsmap:
         raw = bytes(byte & 255 for byte in charsmap)
         before.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(raw).decode()})
@@ -224,33 +277,36 @@ def _add_tokens(backend: Any, metadata: Mapping[str, Any]) -> list[str]:
     return [token.content for token in added]
 
 
-def _content(path: str | Path, backend: Any, added: Iterable[str], cut: re.Pattern[str]) -> Content:
+def _content(
+    path: str | Path, backend: Any, added: Iterable[str], cut: re.Pattern[str] | None, skipped: int = 0
+) -> Content:
     """Text -> ids, a slice at a time where that changes nothing: the library keeps some 130 bytes for a character."""
-    sliced = not any(cut.search(token) for token in added)
+    if cut is not None and any(cut.search(token) for token in added):
+        cut = None
 
     def encode(text: str) -> Sequence[int]:
         ids: list[int] = _guarded(path, lambda: backend.encode(text, add_special_tokens=False).ids)
         return ids
 
     def content(text: str) -> Sequence[int]:
-        if len(text) <= _SLICE or not sliced:
+        if len(text) <= _SLICE or cut is None:
             return encode(text)
         whole = array("i")
-        for part in _slices(text, cut):
+        for part in _slices(text, cut, skipped):
             whole.extend(encode(part))
         return whole
 
     return content
 
 
-def _slices(text: str, cut: re.Pattern[str]) -> Iterator[str]:
-    """Parts of about ``_SLICE`` characters."""
+def _slices(text: str, cut: re.Pattern[str], skipped: int) -> Iterator[str]:
+    """Parts of about ``_SLICE`` characters; ``skipped`` of them are left out between two parts."""
     start = 0
     while start < len(text):
         found = cut.search(text, start + _SLICE)
         end = found.end() if found else len(text)
         yield text[start:end]
-        start = end
+        start = end + skipped
 
 
 def _guarded(path: str | Path, call: Callable[[], Any]) -> Any:

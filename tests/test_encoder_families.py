@@ -22,6 +22,7 @@ from edge_embed.convert.reference import Tokens
 from edge_embed.errors import CheckpointError, ModelFileError, UnsupportedCheckpointError, UnsupportedModelError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
+from edge_embed.rebuild import rebuilt
 from tests import families
 from tests.converting import MISSING, edited, metadata, tensors
 from tests.families import bert_unigram, distilbert, modern_bert, nomic_bert, roberta, xlm_roberta
@@ -335,6 +336,25 @@ def test_a_file_that_llama_cpp_would_not_survive_is_refused(
     header.metadata[key] = value
     with pytest.raises((ModelFileError, UnsupportedModelError), match=message):
         read_model_info(header)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("xlm_roberta", "edge_embed.tokenizer.pipeline", [0]),
+        ("xlm_roberta", "edge_embed.tokenizer.unigram_scores", 7),
+        ("xlm_roberta", "edge_embed.tokenizer.unigram_scores", ["a"]),
+        ("xlm_roberta", "tokenizer.ggml.precompiled_charsmap", [0.5]),
+        ("roberta", "tokenizer.ggml.merges", [1]),
+        ("modern_bert", "tokenizer.ggml.merges", "a b"),
+    ],
+)
+def test_a_key_of_the_tokenizer_of_another_type_is_refused(
+    name: str, key: str, value: Any, made: Callable[[str], Family]
+) -> None:
+    found = {**read_header(made(name).reports["f16"].path).metadata, key: value}
+    with pytest.raises(ModelFileError, match=key):
+        rebuilt("m.gguf", found, "none")
 
 
 # By name
