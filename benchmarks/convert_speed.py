@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--peer-python")
+    parser.add_argument("--keep", action="store_true", help="leave the checkpoint, for another run")
     parser.add_argument("--build", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.build:
@@ -66,25 +67,14 @@ def main() -> None:
         return
     folder = arguments.work / f"Qwen3-Embedding-{arguments.size.upper()}"
     try:
-        # In a child: the peak of this process would count as that of every process it starts.
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "benchmarks.convert_speed",
-                "--size",
-                arguments.size,
-                "--work",
-                ".",
-                "--build",
-                folder,
-            ],
-            check=True,
-            cwd=ROOT,
-        )
+        if not folder.exists():
+            # In a child: the peak of this process would count as that of every process it starts.
+            again = [sys.executable, "-m", "benchmarks.convert_speed", "--size", arguments.size, "--work", "."]
+            subprocess.run([*again, "--build", folder], check=True, cwd=ROOT)
         compare(folder, arguments)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def compare(folder: Path, arguments: argparse.Namespace) -> None:
@@ -95,7 +85,7 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
     convert = [edge_embed, "convert", folder, "-o", ours, "--type", arguments.type, "--threads", threads]
     if "--no-verify" in subprocess.run([edge_embed, "convert", "--help"], capture_output=True, text=True).stdout:
         convert.append("--no-verify")
-    print("| run | step | wall s | peak MB | file GB |\n|---|---|---|---|---|")
+    print("| run | step | wall s | CPU s | peak MB | file GB |\n|---|---|---|---|---|---|", flush=True)
     try:
         for run in range(1, arguments.runs + 1):
             own = measured(convert)
@@ -108,10 +98,10 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             quantizer = f"{threads}, {str(between)!r}, {str(theirs)!r}, {arguments.type!r}"
             second = measured([sys.executable, "-c", f"{QUANTIZE}\nquantize({quantizer})"])
             report(run, "llama_model_quantize", second, theirs)
-            seconds = first[0] + second[0]
+            wall, cpu, peak = first[0] + second[0], first[1] + second[1], max(first[2], second[2])
             print(
-                f"| {run} | both | {seconds:.1f} ({seconds / own[0]:.2f} times edge-embed) | "
-                f"{max(first[1], second[1]):.0f} | |",
+                f"| {run} | both | {wall:.1f} ({wall / own[0]:.2f} times edge-embed) | "
+                f"{cpu:.1f} ({cpu / own[1]:.2f} times) | {peak:.0f} | |",
                 flush=True,
             )
         loads(edge_embed, ours)
@@ -120,8 +110,8 @@ def compare(folder: Path, arguments: argparse.Namespace) -> None:
             path.unlink(missing_ok=True)
 
 
-def measured(command: list[object]) -> tuple[float, float]:
-    """Wall seconds and peak megabytes of a process; an error where it fails."""
+def measured(command: list[object]) -> tuple[float, float, float]:
+    """Wall seconds, CPU seconds and peak megabytes of a process; an error where it fails."""
     started = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
@@ -131,12 +121,13 @@ def measured(command: list[object]) -> tuple[float, float]:
     seconds = time.perf_counter() - started
     if process.returncode:
         sys.exit(f"{command[0]} failed: {complaints.decode(errors='replace')[-2000:]}")
-    return seconds, usage.ru_maxrss * 1024 / 1e6
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6
 
 
-def report(run: int, step: str, figures: tuple[float, float], file: Path) -> None:
+def report(run: int, step: str, figures: tuple[float, float, float], file: Path) -> None:
     """A line of the table."""
-    print(f"| {run} | {step} | {figures[0]:.1f} | {figures[1]:.0f} | {file.stat().st_size / GB:.2f} |", flush=True)
+    wall, cpu, peak = figures
+    print(f"| {run} | {step} | {wall:.1f} | {cpu:.1f} | {peak:.0f} | {file.stat().st_size / GB:.2f} |", flush=True)
 
 
 def loads(edge_embed: Path, model: Path) -> None:

@@ -19,6 +19,7 @@ import os
 import secrets
 import shutil
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,10 +33,8 @@ from edge_embed.errors import OutputFileError
 
 from .architectures.family import KeyValue
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 ALIGNMENT = 32  # GGUF's default, which needs no key
 
@@ -212,7 +211,7 @@ class GGUFOutput:
 
 def _lock(file: BinaryIO) -> bool | None:
     """Whether this process now holds the file, or None without locks; it lasts as long as the file is open."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return None
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,7 +229,7 @@ def _remove_stale_parts(path: Path) -> None:
     """
     for part in path.parent.glob(f"{glob.escape(path.name)}.{'[0-9a-f]' * 8}.part"):
         with contextlib.suppress(OSError):
-            if fcntl is None:
+            if sys.platform == "win32":
                 part.unlink()
                 continue
             with part.open("rb") as file:

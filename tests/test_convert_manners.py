@@ -27,21 +27,23 @@ from edge_embed.progress import BytesProgress
 from tests.checkpoints import build_tiny_bert
 from tests.converting import small_qwen3
 
-# The command line, with a pause before each chunk so that there is time to interfere.
-SLOW = """
-import sys, time
+# The command line; half-way it waits until a file says that it may go on.
+PATIENT = """
+import itertools, pathlib, sys, time
 from edge_embed.convert import quantize
 from edge_embed.cli.app import main
 module = sys.modules["edge_embed.convert.convert"]
-encode = module.encode_rows
-def slow(*arguments):
-    time.sleep({pause})
+encode, number, go = module.encode_rows, itertools.count(), pathlib.Path(sys.argv.pop(1))
+def patient(*arguments):
+    time.sleep(0.02)
+    while next(number) > 60 and not go.exists():
+        time.sleep(0.01)
     return encode(*arguments)
-module.encode_rows = slow
+module.encode_rows = patient
 quantize.CHUNK_VALUES = 2000
 main(sys.argv[1:])
 """
-PATIENCE = 60.0
+PATIENCE = 300.0  # for a machine that is busy with other things
 
 
 @pytest.fixture(scope="module")
@@ -50,26 +52,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny_bert(tmp_path_factory.mktemp("checkpoint") / "model")
 
 
-def start(folder: Path, target: Path, *, pause: float = 0.05, **options: object) -> subprocess.Popen[bytes]:
-    """A slow conversion in a process of its own."""
-    command = [sys.executable, "-c", SLOW.format(pause=pause), "convert", str(folder), "-o", str(target), "--no-verify"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload,no-any-return]
+def command(folder: Path, target: Path, go: Path) -> list[str]:
+    """What runs the conversion above."""
+    return [sys.executable, "-c", PATIENT, str(go), "convert", str(folder), "-o", str(target), "--no-verify"]
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def half_way(folder: Path, target: Path, go: Path) -> subprocess.Popen[bytes]:
+    """A conversion in a process of its own that has written some of the data and waits."""
+    child = subprocess.Popen(command(folder, target, go), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "it never happened"
+    while not any(part.stat().st_size > 30_000 for part in parts(target.parent)):
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline, "it never began to write"
         time.sleep(0.01)
+    return child
 
 
 def parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.part"))
-
-
-def under_way(target: Path) -> bool:
-    """Whether some of the data has been written."""
-    return any(part.stat().st_size > 30_000 for part in parts(target.parent))
 
 
 @pytest.fixture(params=["nothing there", "a file there"])
@@ -88,11 +88,12 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing_behind(number: signal.Signals, folder: Path, target: Path) -> None:
+def test_an_interrupt_leaves_nothing_behind(number: signal.Signals, folder: Path, target: Path, tmp_path: Path) -> None:
     """Ctrl-C, and what a service manager sends."""
-    child = start(folder, target)
-    wait_for(lambda: under_way(target))
+    child = half_way(folder, target, tmp_path / "go")
     child.send_signal(number)
+    time.sleep(0.1)
+    (tmp_path / "go").touch()  # threads are not interrupted; they end what they are at
     _, complaints = child.communicate(timeout=PATIENCE)
     assert child.returncode == 130
     assert complaints.decode().splitlines()[-1] == "interrupted"
@@ -112,8 +113,7 @@ def test_an_interrupt_while_hashing_leaves_nothing_behind(folder: Path, target: 
 def test_what_a_killed_conversion_left_is_removed_by_the_next(folder: Path, tmp_path: Path) -> None:
     """Nothing can be done at the moment of SIGKILL; but the leftover is known by its lock, which ended with it."""
     target = tmp_path / "m.gguf"
-    child = start(folder, target)
-    wait_for(lambda: under_way(target))
+    child = half_way(folder, target, tmp_path / "go")
     child.kill()
     child.communicate()
     assert len(parts(tmp_path)) == 1
@@ -142,16 +142,16 @@ def test_parts_of_other_files_stay(folder: Path, tmp_path: Path) -> None:
 def test_two_conversions_to_one_file_do_not_meet(folder: Path, tmp_path: Path) -> None:
     """Each writes a part of its own; the one that ends last is what stays, and it is whole."""
     target = tmp_path / "m.gguf"
-    child = start(folder, target, pause=0.02)
-    wait_for(lambda: under_way(target))
+    child = half_way(folder, target, tmp_path / "go")
     (its_part,) = parts(tmp_path)
     report = convert(folder, target, ftype="f16")
     assert hashlib.sha256(target.read_bytes()).hexdigest() == report.sha256
     assert parts(tmp_path) == [its_part]
+    (tmp_path / "go").touch()
     said, complaints = child.communicate(timeout=PATIENCE)
     assert child.returncode == 0, complaints
     assert hashlib.sha256(target.read_bytes()).hexdigest() in said.decode()
-    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["go", "m.gguf"]
     assert target.read_bytes() == convert(folder, tmp_path / "again.gguf").path.read_bytes()
 
 
@@ -284,10 +284,14 @@ def test_few_chunks_are_in_flight() -> None:
 
 
 def run_on_terminal(folder: Path, target: Path) -> str:
-    """What a terminal of 80 columns is sent while a slow conversion runs."""
+    """What a terminal of 80 columns is sent while a conversion of 100 chunks runs, each of which takes a moment."""
     master, slave = pty.openpty()
-    command = [sys.executable, "-c", SLOW.format(pause=0.02), "convert", str(folder), "-o", str(target), "--no-verify"]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=slave, env={**os.environ, "COLUMNS": "80"})
+    child = subprocess.Popen(
+        command(folder, target, folder / "config.json"),  # which exists: it does not wait
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+        env={**os.environ, "COLUMNS": "80"},
+    )
     os.close(slave)
     shown = b""
     try:
@@ -305,10 +309,10 @@ def test_a_terminal_sees_bytes_and_the_time_left(folder: Path, tmp_path: Path) -
     shown = run_on_terminal(folder, tmp_path / "m.gguf")
     lines = [line.rpartition("\r\x1b[K")[2].rstrip("\r") for line in shown.split("\n")]
     assert lines[0].startswith("hashing ████████████████████████ ")
-    assert re.fullmatch(r"converting █{24} 0\.6/0\.6 MB, [\d.]+ MB/s, \d+ s", lines[1])
+    assert re.fullmatch(r"converting █{24} 0\.6/0\.6 MB, [\d.]+ MB/s, [\d:]+ (s|min)", lines[1])
     drawn = [line for line in re.split(r"\r\x1b\[K|\n", shown) if line.startswith("converting")]
     assert len(drawn) > 3
-    assert any(re.search(r"0\.\d/0\.6 MB, [\d.]+ MB/s, \d+ s, \d+ s left, \w", line) for line in drawn)
+    assert any(re.search(r"0\.\d/0\.6 MB, [\d.]+ MB/s, [\d:]+ (s|min), [\d:]+ (s|min) left, \w", line) for line in drawn)
     assert max(map(len, drawn)) < 80
 
 

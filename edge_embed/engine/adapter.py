@@ -35,7 +35,7 @@ def check(lora: Lora, model: GgufHeader) -> None:
         UnsupportedModelError: it is for another architecture, or has parts that llama.cpp leaves out.
         InvalidOptionError: the scale is not a number.
     """
-    if isinstance(lora.scale, bool) or not isinstance(lora.scale, (int, float)) or not math.isfinite(lora.scale):
+    if type(lora.scale) not in (int, float) or not math.isfinite(lora.scale):
         raise InvalidOptionError(f"the scale of {lora.path} is {lora.scale!r}", hint="1 is the adapter as trained")
     adapter = read_header(lora.path)
     kind = adapter.metadata.get("general.type")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tests.checkpoints import _normal, build_tiny_bert, build_tiny_qwen3, write_safetensors
+from tests.families import llama
 from tests.golden_texts import TEXTS
 
 NAME = "lora"
@@ -23,6 +24,11 @@ _MLP = {"gate_proj": (192, 64), "up_proj": (192, 64), "down_proj": (64, 192)}
 _QWEN3 = {
     **{f"layers.{i}.self_attn.{name}": shape for i in range(2) for name, shape in _ATTENTION.items()},
     **{f"layers.{i}.mlp.{name}": shape for i in range(2) for name, shape in _MLP.items()},
+}
+_LLAMA = {
+    **{f"layers.{i}.self_attn.q_proj": (192, 128) for i in range(2)},
+    **{f"layers.{i}.self_attn.k_proj": (96, 128) for i in range(2)},
+    **{f"layers.{i}.mlp.down_proj": (128, 256) for i in range(2)},
 }
 _BERT = {
     **{f"encoder.layer.{i}.attention.self.{name}": (64, 64) for i in range(2) for name in ("query", "key", "value")},
@@ -37,7 +43,7 @@ class Case:
     """An adapter.
 
     Attributes:
-        family: ``qwen3`` or ``bert``.
+        family: ``qwen3``, ``llama`` or ``bert``.
         modules: names and shapes of the weights that it changes, as the base model's class calls them.
         fields: of adapter_config.json, beside the usual ones.
         ranks: of the modules that have another rank than ``RANK``.
@@ -67,6 +73,7 @@ CASES = {
         {"layers.0.self_attn.q_proj": 4, "layers.0.mlp.down_proj": 2, "layers.1.mlp.down_proj": 2},
         dtype="f16",
     ),
+    "llama": Case("llama", _LLAMA),  # rows of queries and keys, and with them those of B, are reordered for llama.cpp
     "bert": Case("bert", _BERT, dtype="bf16"),
     "bert_embedding": Case(
         "bert",
@@ -85,6 +92,8 @@ def build(folder: Path, case: str = "qwen3", *, base_prefix: str = "", prefix: s
     described = CASES[case]
     if described.family == "qwen3":
         build_tiny_qwen3(folder / "base", real_tokenizer=False, dtype="f32", prefix=base_prefix)
+    elif described.family == "llama":
+        llama.build(folder / "base", prefix=base_prefix)
     else:
         build_tiny_bert(folder / "base", prefix=base_prefix)
     adapter = folder / "adapter"
