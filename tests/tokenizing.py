@@ -12,7 +12,7 @@ from gguf import GGUFValueType
 from tokenizers import Tokenizer as Original
 
 from edge_embed.convert.checkpoint import Fields
-from edge_embed.convert.vocab import bpe, unigram, wordpiece
+from edge_embed.convert.vocab import bpe, sentencepiece, unigram, wordpiece
 from edge_embed.convert.vocab.vocabulary import Vocabulary, kind_of
 from edge_embed.testing import fake_embedder
 from edge_embed.tokenizer import Tokenizer, tokenizer_of
@@ -21,6 +21,7 @@ CONVERTERS = {
     "wordpiece": wordpiece.convert,
     "bpe": bpe.convert,
     "unigram": unigram.convert,
+    "sentencepiece": sentencepiece.convert,
 }
 INFO = dataclasses.replace(fake_embedder().info, max_tokens=1 << 24)
 

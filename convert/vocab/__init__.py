@@ -10,12 +10,17 @@ from __future__ import annotations
 from ..architectures.family import TokenizerKind
 from ..checkpoint import Checkpoint, Fields
 from ..tokenizer_json import TOKENIZER_FILE, unsupported
-from . import bpe, unigram, wordpiece
+from . import bpe, sentencepiece, unigram, wordpiece
 from .vocabulary import Vocabulary, kind_of
 
 __all__ = ["TokenizerKind", "Vocabulary", "read_vocabulary"]
 
-_CONVERTERS = {"wordpiece": wordpiece.convert, "bpe": bpe.convert, "unigram": unigram.convert}
+_CONVERTERS = {
+    "wordpiece": wordpiece.convert,
+    "bpe": bpe.convert,
+    "unigram": unigram.convert,
+    "sentencepiece": sentencepiece.convert,
+}
 
 
 def read_vocabulary(

@@ -30,7 +30,7 @@ from ..tokenizer_json import (
     unsupported,
     vocab_of,
 )
-from .vocabulary import Vocabulary, special_ids
+from .vocabulary import Vocabulary, special_ids, special_texts
 
 # The printable stand-ins of the 256 bytes, as GPT-2 has them.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -48,7 +48,7 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
     tokens, types = token_table(vocab, added, n_rows, notes)
     check_distinct(tokens)
     by_text = {token.content: token.id for token in added if token.id < len(tokens)} | {
-        token: i for token, i in vocab.items() if token in _special_texts(config)
+        token: i for token, i in vocab.items() if token in special_texts(config)
     }
     template = template_of(tokenizer, types)
     if len(template.before) > 1 or len(template.after) > 1:
@@ -86,11 +86,6 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
         key_values.append(uint("tokenizer.ggml.padding_token_id", eds if pad is None else pad))
         key_values.append(uint(keys.EDS_TOKEN_ID, eds))
     return Vocabulary(tuple(key_values), len(tokens), None, eds, tuple(notes))
-
-
-def _special_texts(config: Fields) -> set[str]:
-    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-    return {text for name in names if (text := token_text(config, f"{name}_token")) is not None}
 
 
 def _check_model(model: Fields, vocab: Mapping[str, int]) -> None:

@@ -99,6 +99,12 @@ def special_ids(config: Fields, by_text: Mapping[str, int], template: Template) 
     ]
 
 
+def special_texts(config: Fields) -> set[str]:
+    """How tokenizer_config.json spells its special tokens."""
+    names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+    return {found for name in names if (found := token_text(config, f"{name}_token")) is not None}
+
+
 def pair_separator(separator: Sequence[int] | None) -> list[KeyValue]:
     """Our key for what stands between two texts, where that is known."""
     return [KeyValue(keys.PAIR_SEPARATOR, list(separator), GGUFValueType.UINT32)] if separator else []
