@@ -9,17 +9,21 @@ from __future__ import annotations
 import random
 import struct
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGUFReader, GGUFValueType
 
 from edge_embed import Embedder
+from edge_embed.convert.convert import convert
 from edge_embed.errors import CODES, EdgeEmbedError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
+from tests.families import modern_bert, xlm_roberta
 from tests.tiny_gguf import Metadata, Tensors, gguf_bytes, spm_metadata, tiny_bert, tiny_decoder
 
 INTEGERS = (0, 1, 2, 3, 5, 7, 31, 33, 255, 256, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
@@ -36,8 +40,29 @@ TEXTS = [
 
 @cache
 def models() -> tuple[tuple[Metadata, Tensors], ...]:
-    """The sound models that are damaged."""
-    return tiny_bert(), tiny_decoder(), tiny_decoder("llama", spm_metadata())
+    """The sound models that are damaged: three written by hand, two that the converter made."""
+    handmade = tiny_bert(), tiny_decoder(), tiny_decoder("llama", spm_metadata())
+    return *handmade, *(_converted(build) for build in (modern_bert.build, xlm_roberta.build))
+
+
+def _converted(build: Callable[..., Path]) -> tuple[Metadata, Tensors]:
+    """A family's tiny checkpoint as a GGUF, in the parts that ``gguf_bytes`` takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = convert(build(Path(folder) / "m", hidden=32, layers=2), Path(folder) / "m.gguf", ftype="f32").path
+        reader = GGUFReader(path)
+        metadata = {
+            name: _typed(field.contents(), field.types)
+            for name, field in reader.fields.items()
+            if not name.startswith("GGUF.")
+        }
+        tensors = {t.name: np.array(t.data).reshape([int(n) for n in reversed(t.shape)]) for t in reader.tensors}
+        return metadata, tensors
+
+
+def _typed(value: Any, types: list[GGUFValueType]) -> Any:
+    if types[-1] == GGUFValueType.STRING:
+        return value
+    return np.array(value, types[-1].name.lower().replace("bool", "bool_"))[()]
 
 
 def mutant(number: int) -> bytes:
@@ -98,7 +123,8 @@ def _change_array(rng: random.Random, metadata: Metadata, tensors: Tensors) -> N
             items[at] = rng.choice(FLOATS)
         else:
             items[at] = rng.choice((0, 1, 2, 3, 4, 5, 6, 7, 99, -1, -(1 << 31)))
-    metadata[key] = items if isinstance(metadata[key], list) else np.array(items, metadata[key].dtype)
+    old = metadata[key]
+    metadata[key] = items if isinstance(old, list) else np.array(items).astype(old.dtype)  # -1 wraps around
 
 
 def _change_tensor(rng: random.Random, metadata: Metadata, tensors: Tensors) -> None:
