@@ -111,8 +111,8 @@ def read_head(family: Family, folder: Path, modules: Modules, checkpoint: Checkp
     prompts = whole.mapping("prompts", default={}).values
     if isinstance(name, str) and isinstance(prompts.get(name), str) and instruction is not None:
         instruction = prompts[name] or instruction  # sentence-transformers' prompts are what stands in its place
-    if instruction is not None and any(slot in instruction for slot in _SLOTS.values()):
-        raise UnsupportedCheckpointError(f"the instruction {short(instruction)} has the text of a slot in it")
+    if instruction is not None and any(part in instruction for part in (*_SLOTS.values(), "\0")):
+        raise UnsupportedCheckpointError(f"the instruction {short(instruction)} has a slot or a NUL in it")
     if "Identity" in str(whole.values.get("activation_fn")):
         notes.append(
             f"{whole.file}: activation_fn is Identity, so the original's scores are logits; here and in llama.cpp they "
