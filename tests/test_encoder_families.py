@@ -25,12 +25,12 @@ from edge_embed.model_info import read_model_info
 from edge_embed.rebuild import rebuilt
 from tests import families
 from tests.converting import MISSING, edited, metadata, tensors
-from tests.families import bert_unigram, distilbert, modern_bert, nomic_bert, roberta, xlm_roberta
+from tests.families import bert_unigram, camembert, distilbert, modern_bert, nomic_bert, roberta, xlm_roberta
 from tests.families._encoders import write_sentence_transformers
 from tests.golden_texts import TEXTS
 
 FTYPES = {"f32": 0.99999, "f16": 0.9999, "bf16": 0.9999, "q8_0": 0.999}
-FAMILIES = [modern_bert, nomic_bert, xlm_roberta, bert_unigram, roberta, distilbert]
+FAMILIES = [modern_bert, nomic_bert, xlm_roberta, bert_unigram, roberta, distilbert, camembert]
 NAMES = [family.NAME for family in FAMILIES]
 
 
@@ -367,7 +367,6 @@ def test_a_key_of_the_tokenizer_of_another_type_is_refused(
         ("deberta-v2", "DebertaV2Model", "disentangled attention"),
         ("albert", "AlbertModel", "share weights"),
         ("electra", "ElectraModel", "width of their own"),
-        ("camembert", "CamembertModel", "tokenizer"),
         ("xlm-roberta-xl", "XLMRobertaXLModel", "normalizes before attention"),
         ("t5", "T5EncoderModel", "encoder-decoders"),
     ],

@@ -17,7 +17,7 @@ from .modernbert import MODERN_BERT, MODERN_BERT_CROSS
 from .nomic_bert import NOMIC_BERT
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3, QWEN3_CROSS
-from .roberta import ROBERTA, ROBERTA_CROSS, XLM_ROBERTA, XLM_ROBERTA_CROSS
+from .roberta import CAMEMBERT, ROBERTA, ROBERTA_CROSS, XLM_ROBERTA, XLM_ROBERTA_CROSS
 
 FAMILIES: tuple[Family, ...] = (
     QWEN3,
@@ -32,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     XLM_ROBERTA_CROSS,
     ROBERTA,
     ROBERTA_CROSS,
+    CAMEMBERT,
     DISTILBERT,
     MODERN_BERT,
     MODERN_BERT_CROSS,
@@ -41,7 +42,6 @@ FAMILIES: tuple[Family, ...] = (
 # Families that people embed with and that are not converted: model_type -> why.
 _REFUSED = {
     "albert": "its layers share weights and its embeddings have a width of their own, which llama.cpp's bert has not",
-    "camembert": "its tokenizer has not been compared with the original's",
     "deberta": "llama.cpp does not compute disentangled attention",
     "deberta-v2": "llama.cpp does not compute disentangled attention",
     "electra": "its embeddings have a width of their own, which llama.cpp's bert has not",

@@ -1,4 +1,4 @@
-"""RoBERTa and XLM-RoBERTa encoders, such as bge-m3 and multilingual-e5, and the cross-encoders made from them.
+"""RoBERTa, XLM-RoBERTa and CamemBERT encoders, such as bge-m3 and multilingual-e5, and cross-encoders of the first two.
 
 Names and shapes from transformers' ``XLMRobertaModel``; llama.cpp runs them as ``bert``. The layers are BERT's. What
 differs is where positions begin: a text's first token has the position behind the padding token's id, so the rows
@@ -68,6 +68,13 @@ ROBERTA = replace(
         "RobertaForCausalLM": "a decoder attends differently",
     },
     tokenizer="bpe",
+)
+
+CAMEMBERT = replace(
+    XLM_ROBERTA,
+    model_type="camembert",
+    classes=("CamembertModel", "CamembertForMaskedLM"),
+    refused={"CamembertForSequenceClassification": "its scores have not been compared with the original's"},
 )
 
 ROBERTA_CROSS = replace(

@@ -39,6 +39,7 @@ FAMILIES: dict[str, _Family] = {
     "bert": _Family(encoders.bert, ("bert.",), _BERT_RENAMES),
     "roberta": _Family(encoders.roberta, ("roberta.",), _BERT_RENAMES),
     "xlm-roberta": _Family(encoders.roberta, ("roberta.",), _BERT_RENAMES),
+    "camembert": _Family(encoders.roberta, ("roberta.",), _BERT_RENAMES),
     "distilbert": _Family(encoders.distilbert, ("distilbert.",)),
     "modernbert": _Family(encoders.modernbert, ("model.",)),
     "nomic_bert": _Family(encoders.nomic_bert, ("nomic_bert.", "bert."), encoders.NOMIC_RENAMES),

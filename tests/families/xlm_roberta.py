@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,10 @@ def unigram_pieces() -> list[tuple[str, float]]:
     return [(piece, -round(2.0 + 0.9 * len(piece) ** 0.5 + 0.004 * i, 4)) for i, piece in enumerate(pieces)]
 
 
-def tokenizer_json(rows: int | None = None) -> dict[str, Any]:
+def tokenizer_json(specials: Sequence[str] = SPECIALS) -> dict[str, Any]:
     """The tokenizer of XLM-RoBERTa with a small vocabulary, and NFKC where that has a table of its own."""
-    vocab = [*((token, 0.0) for token in SPECIALS), *unigram_pieces(), ("<mask>", 0.0)]
+    vocab = [*((token, 0.0) for token in specials), *unigram_pieces(), ("<mask>", 0.0)]
+    ids = {token: specials.index(token) for token in ("<s>", "</s>")}
     first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
     bos, eos = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("<s>", "</s>"))
     return {
@@ -55,7 +57,7 @@ def tokenizer_json(rows: int | None = None) -> dict[str, Any]:
                 "normalized": False,
                 "special": True,
             }
-            for i, token in [*enumerate(SPECIALS), (len(vocab) - 1, "<mask>")]
+            for i, token in [*enumerate(specials), (len(vocab) - 1, "<mask>")]
         ],
         "normalizer": {"type": "NFKC"},
         "pre_tokenizer": {
@@ -69,9 +71,7 @@ def tokenizer_json(rows: int | None = None) -> dict[str, Any]:
             "type": "TemplateProcessing",
             "single": [bos, first, eos],
             "pair": [bos, first, eos, eos, second, eos],
-            "special_tokens": {
-                token: {"id": token, "ids": [i], "tokens": [token]} for token, i in (("<s>", 0), ("</s>", 2))
-            },
+            "special_tokens": {token: {"id": token, "ids": [i], "tokens": [token]} for token, i in ids.items()},
         },
         "decoder": {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True},
         "model": {"type": "Unigram", "unk_id": 3, "vocab": [list(entry) for entry in vocab], "byte_fallback": False},
@@ -96,10 +96,18 @@ def tokenizer_config(max_tokens: int) -> dict[str, Any]:
 
 
 def build(
-    folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, head: bool = False, pooling: str = "cls"
+    folder: Path,
+    *,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 4,
+    head: bool = False,
+    pooling: str = "cls",
+    specials: Sequence[str] = SPECIALS,
+    config: dict[str, Any] | None = None,
 ) -> Path:
-    """The checkpoint; ``head`` adds a cross-encoder's."""
-    tokenizer = tokenizer_json()
+    """The checkpoint; ``head`` adds a cross-encoder's, ``config`` changes fields of config.json."""
+    tokenizer = tokenizer_json(specials)
     rows = len(tokenizer["model"]["vocab"])
     prefix = "roberta." if head else ""
     weights = Weights()
@@ -134,6 +142,7 @@ def build(
             "type_vocab_size": 1,
             "vocab_size": rows,
             **({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if head else {}),
+            **(config or {}),
         },
         tokenizer,
         tokenizer_config(MAX_TOKENS),
