@@ -425,6 +425,7 @@ def convert_to_target(
     target: Target,
     *,
     convert_exact: Callable[[Path, str], ConversionReport],
+    merged: bool = False,
     texts: Iterable[str] | None = None,
     dataset: str = "built-in texts",
     imatrix: Path | str | None = None,
@@ -442,6 +443,7 @@ def convert_to_target(
         output: file to write, or a folder for it.
         target: the size or the cosine.
         convert_exact: converts the checkpoint to a path, with a type.
+        merged: whether it adds something to the weights, which their own type may then not hold.
         texts: as for ``quantize_to_target``, and so are the other arguments and exceptions.
         dataset: see there.
         imatrix: see there.
@@ -452,7 +454,7 @@ def convert_to_target(
     place = Path.cwd() if output is None else Path(output)
     place = place if place.is_dir() else place.parent
     exact = place / f".{target.label}.{os.getpid()}.exact.gguf"
-    ftype = exact_type(folder)
+    ftype = "f32" if merged else exact_type(folder)
     log(f"converting to {ftype} first, to measure")
     try:
         first = convert_exact(exact, ftype)

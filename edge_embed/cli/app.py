@@ -14,11 +14,13 @@ from typing import Any, NoReturn
 import click
 
 import edge_embed
+from edge_embed.cli.calibrate import calibrate
 from edge_embed.cli.convert import convert
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
 from edge_embed.cli.models import list_models, show
 from edge_embed.cli.pull import pull
+from edge_embed.cli.quantize import quantize
 from edge_embed.cli.rerank import rerank
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
@@ -120,5 +122,5 @@ def main(debug: bool) -> None:
     del debug  # App.invoke reads it
 
 
-for _command in (embed, similarity, rerank, convert, verify, pull, show, list_models, doctor):
+for _command in (embed, similarity, rerank, convert, quantize, calibrate, verify, pull, show, list_models, doctor):
     main.add_command(_command)

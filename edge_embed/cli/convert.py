@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ import click
 
 from edge_embed.cli.options import AT_LEAST_1, POOLINGS
 from edge_embed.cli.pull import announce_checkpoint
+from edge_embed.cli.recipe import RecipeOptions, Shown, recipe_options, show_choice
 from edge_embed.cli.terminal import facts, note, size, table, terminable
 from edge_embed.cli.verify import lines_of
 
 if TYPE_CHECKING:
+    from edge_embed.convert import ConversionReport
     from edge_embed.types import Pooling
 
 # edge_embed.convert.FTYPES, spelled out because importing it loads NumPy; a test compares them.
@@ -71,6 +74,7 @@ Examples:
     callback=lambda _ctx, _param, values: [pair(value) for value in values],
     help="Another type for the matrices whose name matches, e.g. attn_v=f16; repeat it, the first match counts.",
 )
+@recipe_options
 @click.option("--name", help="The model's name in the file; the folder's name by default.")
 @click.option("--license", "license_id", metavar="SPDX", help="Licence of the weights, recorded in the file.")
 @click.option("--repository", metavar="ORG/MODEL", help="Where the weights come from, recorded in the file.")
@@ -98,7 +102,8 @@ Examples:
     "--min-cosine",
     type=click.FloatRange(-1.0, 1.0),
     metavar="X",
-    help="Keep no file that loses more at any text; by default what breaks a file of its type.",
+    help="Keep no file that loses more at any text. Without --type: choose each matrix's type by measuring what it "
+    "costs, for the smallest file that keeps to this.",
 )
 @click.option("--threads", type=AT_LEAST_1, metavar="N", default=2, show_default=True, help="Threads that quantize.")
 @click.option(
@@ -111,6 +116,7 @@ def convert(
     output: Path | None,
     ftype: str | None,
     overrides: list[tuple[str, str]],
+    recipe: RecipeOptions,
     name: str | None,
     license_id: str | None,
     repository: str | None,
@@ -136,6 +142,7 @@ def convert(
     """
     from edge_embed.convert import convert as run
     from edge_embed.convert import convert_adapter
+    from edge_embed.convert.recipe import convert_to_target
     from edge_embed.progress import BytesProgress
     from edge_embed.sources import find_checkpoint
 
@@ -149,8 +156,10 @@ def convert(
         name = found.name if merge_lora is None else f"{found.name}-{merge_lora.resolve().name}"
     license_id = license_id or found.license
     repository, revision = repository or found.repository, found.revision
+    target = recipe.target(ftype, min_cosine, others=bool(overrides))
+    choice = None
     if base is not None:
-        if overrides or pooling or mrl or merge_lora or reranker:
+        if target or recipe.imatrix or overrides or pooling or mrl or merge_lora or reranker:
             raise click.UsageError("--base converts an adapter alone, which has no pooling, sizes or types of its own")
         report = convert_adapter(
             folder,
@@ -163,33 +172,58 @@ def convert(
             revision=revision,
         )
     else:
-        with terminable(), BytesProgress("hashing", "converting", "verifying", enabled=progress) as shown:
-            report = run(
-                folder,
-                output,
-                ftype=ftype or "q8_0",
-                overrides=overrides,
-                name=name,
-                license=license_id,
-                repository=repository,
-                revision=revision,
-                pooling=pooling,
-                mrl_dimensions=mrl or found.mrl_dimensions,
-                merge_lora=merge_lora,
-                reranker=reranker or found.reranker,
-                threads=threads,
-                progress=shown,
-                verify=verify,
-                min_cosine=min_cosine,
-                verify_progress=shown,
-            )
-    for line in _summary(report):
+
+        def converted(path: Path | None, kind: str, at_least: float | None, imatrix: Path | None) -> ConversionReport:
+            with BytesProgress("hashing", "converting", "verifying", enabled=progress) as shown:
+                return run(
+                    folder,
+                    path,
+                    ftype=kind,
+                    overrides=overrides,
+                    imatrix=imatrix,
+                    name=name,
+                    license=license_id,
+                    repository=repository,
+                    revision=revision,
+                    pooling=pooling,
+                    mrl_dimensions=mrl or found.mrl_dimensions,
+                    merge_lora=merge_lora,
+                    reranker=reranker or found.reranker,
+                    threads=threads,
+                    progress=shown,
+                    verify=verify,
+                    min_cosine=at_least,
+                    verify_progress=shown,
+                )
+
+        with terminable():
+            if target is None:
+                report = converted(output, ftype or "q8_0", min_cosine, recipe.imatrix)
+            else:
+                with Shown(enabled=progress) as shown:
+                    choice = convert_to_target(
+                        folder,
+                        output,
+                        target,
+                        convert_exact=lambda path, kind: converted(path, kind, None, None),
+                        merged=merge_lora is not None,
+                        texts=recipe.texts,
+                        dataset=recipe.dataset,
+                        imatrix=recipe.imatrix,
+                        threads=threads,
+                        log=shown.log,
+                        progress=shown,
+                    )
+                report = choice.report
+    for line in summary(report):
         click.echo(line)
+    if choice is not None:
+        show_choice(choice, recipe)
     for sentence in report.notes:
         note(sentence)
 
 
-def _summary(report: Any) -> Iterator[str]:
+def summary(report: Any) -> Iterator[str]:
     """What a ConversionReport says; its type cannot be named here, where the converter is not imported."""
     yield from facts(
         {
@@ -203,13 +237,18 @@ def _summary(report: Any) -> Iterator[str]:
     )
     counts = Counter(tensor.got for tensor in report.tensors)
     n_bytes: Counter[str] = Counter()
+    n_weights: Counter[str] = Counter()
     for tensor in report.tensors:
         n_bytes[tensor.got] += tensor.nbytes
+        n_weights[tensor.got] += math.prod(tensor.shape)
     yield ""
     yield from table(
-        [(kind, str(counts[kind]), size(total)) for kind, total in n_bytes.most_common()],
-        head=("type", "tensors", "size"),
-        right=(1, 2),
+        [
+            (kind, str(counts[kind]), f"{n_weights[kind]:,}", f"{8 * total / n_weights[kind]:.4g}", size(total))
+            for kind, total in n_bytes.most_common()
+        ],
+        head=("type", "tensors", "weights", "bits", "size"),
+        right=(1, 2, 3, 4),
     )
     if report.fallbacks:
         yield f"\n{len(report.fallbacks)} tensors got another type than {report.ftype} asks for:"
