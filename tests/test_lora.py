@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
 from edge_embed import Embedder, errors, keys
+from edge_embed.cli.app import main
 from edge_embed.cli.options import lora_file
 from edge_embed.convert import convert, convert_adapter
 from edge_embed.convert.lora import product
@@ -400,3 +402,26 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
 )
 def test_file_and_scale_of_the_option(value: str, expected: tuple[str, float]) -> None:
     assert lora_file(value) == expected
+
+
+def test_the_command_line_converts_an_adapter_and_adds_it(built: dict[str, Path], tmp_path: Path) -> None:
+    """And says what became of it; options that an adapter alone cannot have are refused."""
+    folder, base, adapter = built["qwen3"], tmp_path / "base.gguf", tmp_path / "a.gguf"
+
+    def run(*arguments: object) -> Result:
+        return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+    for result in (
+        run("convert", folder / "base", "-o", base, "--type", "f16", "--no-verify"),
+        run("convert", folder / "adapter", "--base", folder / "base", "-o", adapter),
+    ):
+        assert result.exit_code == 0, result.output
+    for option, expected in (("", "qwen3"), (":1.0", "qwen3"), (":0", "qwen3_base")):
+        result = run("embed", "-m", base, "--threads", 1, "--lora", f"{adapter}{option}", *lora.TEXTS_USED)
+        assert result.exit_code == 0, result.output
+        assert float((np.array(json.loads(result.stdout)) * GOLDEN[expected]).sum(axis=1).min()) >= 0.9999
+    assert run("convert", folder / "adapter", "--base", folder / "base", "--pooling", "cls").exit_code == 2
+    alone = run("convert", folder / "adapter", "-o", tmp_path / "x.gguf")
+    assert alone.exit_code == 4
+    assert "--merge-lora ADAPTER" in alone.stderr
+    assert "--base DIR" in alone.stderr
