@@ -45,7 +45,7 @@ def _weights(hidden: int, ffn: int, layers: int, q: int, kv: int, head_dim: int,
             linear(f"{layer}.mlp.{name}_proj", ffn, hidden)
         linear(f"{layer}.mlp.down_proj", hidden, ffn)
         for name in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
-            norm(f"{layer}.{name}_layernorm", mean=-0.3 if name.startswith("post") else 0.0)
+            norm(f"{layer}.{name}_layernorm", mean=-0.6 if name.startswith("post") else 0.0)
     norm("norm")
     return tensors
 
