@@ -211,7 +211,8 @@ class Reranker:
         )
         scores = result.logits if raw_scores else result.scores
         best = np.argsort(-result.logits, kind="stable")[:top_k]  # by logits: probabilities near 1 are all alike
-        return [RankedDocument(int(i), float(scores[i]), pairs[i][1]) for i in best]
+        cut = result.truncated
+        return [RankedDocument(int(i), float(scores[i]), pairs[i][1], bool(cut[i])) for i in best]
 
     def tokenize(
         self,

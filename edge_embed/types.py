@@ -144,11 +144,19 @@ class RerankResult:
 
 @dataclass(frozen=True, slots=True)
 class RankedDocument:
-    """A document in its place: where it stood in the call, how it scored, and its text."""
+    """A document in its place.
+
+    Attributes:
+        index: where it stood in the call.
+        score: how it scored.
+        document: its text, all of it.
+        truncated: whether the model saw only a part, because the pair was too long.
+    """
 
     index: int
     score: float
     document: str
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -443,9 +443,17 @@ def test_the_command_prints_the_documents_from_best_to_worst(path: Path, reranke
     ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps({"body": d}) + "\n" for d in DOCUMENTS), "utf-8")
     assert run("a query", "-f", str(tmp_path / "d.jsonl"), "--field", "body", "-k", "2") == lines[:2]
+    cut = run("a query", "--max-tokens", "120", "-k", "9", *DOCUMENTS)
+    assert [line["index"] for line in cut if line["truncated"]] == [2]
     raw = run("a query", "--raw-scores", "--instruction", "Find the answer", *DOCUMENTS)
     assert [line["index"] for line in raw] == [line["index"] for line in lines]
     assert raw[0]["score"] > 1
+
+
+def test_the_command_says_what_was_cut(path: Path) -> None:
+    result = CliRunner().invoke(main, ["rerank", "-m", str(path), "--max-tokens", "120", "-k", "1", "q", *DOCUMENTS])
+    assert "note: 1 of 6 documents was cut, so that the pair has 120 tokens" in result.stderr
+    assert len(result.stdout.splitlines()) == 1
 
 
 def test_show_and_doctor_know_a_reranker(path: Path) -> None:

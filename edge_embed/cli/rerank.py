@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -67,8 +68,8 @@ def rerank(
     """Order documents by how well they answer a query.
 
     QUERY is compared with each of the TEXTS, which are the other arguments, or the lines of standard input (also as
-    -), or a --file. Each line of the output is {"index": ..., "score": ..., "document": ...}, the best first; index
-    counts the documents from 0.
+    -), or a --file. Each line of the output is a JSON object with the document's "index" (counted from 0), "score",
+    "document" and whether it was "truncated"; the best comes first.
     """
     from edge_embed.reranker import Reranker
 
@@ -80,13 +81,15 @@ def rerank(
             query,
             documents,
             instruction=instruction,
-            top_k=top_k,
             raw_scores=raw_scores,
             truncate=truncate,
             show_progress_bar=sys.stderr.isatty() if progress is None else progress,
         )
-    for document in ranked:
-        line = {"index": document.index, "score": document.score, "document": document.document}
-        click.echo(json.dumps(line, ensure_ascii=False))
+        limit = max_tokens or reranker.info.max_tokens
+    for document in ranked[:top_k]:
+        click.echo(json.dumps(asdict(document), ensure_ascii=False))
     if not documents:
         note("the input holds no documents")
+    if n_truncated := sum(document.truncated for document in ranked):
+        cut = f"{n_truncated} of {len(documents)} documents {'was' if n_truncated == 1 else 'were'} cut"
+        note(f"{cut}, so that the pair has {limit} tokens; --truncate error refuses instead")
