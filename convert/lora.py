@@ -22,7 +22,7 @@ from edge_embed.types import Float32Array
 
 from .architectures import family_of
 from .architectures.family import Family, SkippedTensor, plain_name
-from .checkpoint import ADAPTER_CONFIG, READABLE, Checkpoint, Fields, TensorRef, Weights, read_json, short
+from .checkpoint import ADAPTER_CONFIG, READABLE, Checkpoint, Fields, TensorRef, Weights, read_json, read_text, short
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."  # PEFT's wrapper around the model's own class
@@ -171,7 +171,14 @@ class MergedCheckpoint(Checkpoint):
         except BaseException:
             self.close()
             raise
-        self.notes = tuple(f"{self.adapter.folder.name}: {s.name} is left out: {s.reason}" for s in ignored)
+        name = self.adapter.folder.name
+        self.notes = (
+            *(f"{name}: {skipped.name} is left out: {skipped.reason}" for skipped in ignored),
+            *(
+                f"{name}: {file} is not that of the base, which is used"
+                for file in _other_files(folder, adapter_folder)
+            ),
+        )
         # Chunks of a matrix follow each other, so what was read for one serves the next; no more than a few are held.
         self._whole = lru_cache(maxsize=4)(self.adapter.read)
 
@@ -230,6 +237,17 @@ def match(
         if reason is not None:
             ignored.append(SkippedTensor(update.module, reason))
     return found, tuple(ignored)
+
+
+def _other_files(base: Path, adapter: Path) -> list[str]:
+    """Files that trainers put beside an adapter and that say something else than the base's of that name."""
+    names = ("tokenizer.json", "tokenizer_config.json", "modules.json", "config_sentence_transformers.json")
+    return [
+        name
+        for name in (*names, "sentence_bert_config.json", "1_Pooling/config.json")
+        if (adapter / name).is_file()
+        and not ((base / name).is_file() and read_text(adapter, name) == read_text(base, name))
+    ]
 
 
 def product(left: Float32Array, right: Float32Array) -> Float32Array:

@@ -147,6 +147,16 @@ def test_what_is_recorded(built: dict[str, Path], tmp_path: Path) -> None:
     assert [tuple(t.shape) for t in pair] == [(192, 8), (8, 64)]
 
 
+def test_settings_beside_the_adapter_that_differ_from_the_bases_are_named(qwen3: Path, tmp_path: Path) -> None:
+    """Trainers put a tokenizer and prompts there; the base's are used."""
+    for name in ("tokenizer.json", "config_sentence_transformers.json"):
+        shutil.copy(qwen3 / "base" / name, qwen3 / "adapter" / name)
+    assert convert(qwen3 / "base", tmp_path / "m.gguf", merge_lora=qwen3 / "adapter").notes == ()
+    edited(qwen3 / "adapter" / "config_sentence_transformers.json", prompts={"query": "find: "})
+    (note,) = convert(qwen3 / "base", tmp_path / "m.gguf", merge_lora=qwen3 / "adapter").notes
+    assert note == "adapter: config_sentence_transformers.json is not that of the base, which is used"
+
+
 # ---------------------------------------------------------------- what PEFT would compute otherwise
 
 
