@@ -420,3 +420,26 @@ def test_an_activation_of_a_later_version(files: dict[tuple[str, str], Path]) ->
     header = with_metadata(files["labse", "f16"], **{"edge_embed.dense.0.activation": "relu"})
     with pytest.raises(UnsupportedModelError, match="'relu', not identity or tanh"):
         read_model_info(header)
+
+
+@pytest.mark.parametrize("module", [qwen2, mistral])
+def test_add_eos_token_counts_where_the_post_processor_says_nothing(module: Any, tmp_path: Path) -> None:
+    """As e5-mistral and gte-Qwen2 are published: the flag in one file, its effect not in the other."""
+    folder = module.build(tmp_path / "m")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    if module is qwen2:
+        tokenizer["post_processor"] = None
+    else:
+        template = tokenizer["post_processor"]
+        template["single"], template["pair"] = template["single"][:2], [template["pair"][i] for i in (0, 1, 3, 4)]
+        del template["special_tokens"]["</s>"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    edited(folder / "tokenizer_config.json", add_eos_token=True)
+    report = convert(folder, tmp_path / "m.gguf", ftype="f16")
+    assert any("add_eos_token has" in note for note in report.notes)
+    with Embedder(report.path, n_threads=1) as embedder:
+        found = [embedder.tokenize(text).token_ids.tolist() for text in TEXTS]
+    assert found == unpacked(golden(module.NAME))
+    edited(folder / "tokenizer_config.json", eos_token="<nothing>")
+    with pytest.raises(CheckpointError, match="'<nothing>' is no token"):
+        convert(folder, tmp_path / "n.gguf")

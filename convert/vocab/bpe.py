@@ -6,6 +6,7 @@ Names and defaults from llama.cpp's src/llama-vocab.cpp (its ``gpt2`` tokenizer)
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gguf import GGUFValueType
@@ -30,7 +31,7 @@ from ..tokenizer_json import (
     unsupported,
     vocab_of,
 )
-from .vocabulary import Vocabulary, special_ids, special_texts
+from .vocabulary import Vocabulary, asked_end, special_ids, special_texts
 
 # The printable stand-ins of the 256 bytes, as GPT-2 has them.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -51,6 +52,9 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
         token: i for token, i in vocab.items() if token in special_texts(config)
     }
     template = template_of(tokenizer, types)
+    asked = asked_end(config, by_text, template, notes)
+    if asked is not None:
+        template = replace(template, after=(asked,))
     if len(template.before) > 1 or len(template.after) > 1:
         raise unsupported("post_processor", tokenizer.values.get("post_processor"))
     if config.values.get("add_bos_token") is True and not template.before:
@@ -67,7 +71,7 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
         text(keys.UNICODE_NORMALIZATION, normalization),
         *added_key_values(added, n_rows),
     ]
-    eds = None
+    eds = asked
     if template.before:  # an encoder, or a decoder with a token in front: what is added is all there is
         key_values += special_ids(config, by_text, template)
     else:

@@ -7,6 +7,7 @@ neighbours whose text has the highest score, where Hugging Face's joins those of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from gguf import GGUFValueType, TokenType
 
@@ -28,7 +29,7 @@ from ..tokenizer_json import (
     vocab_of,
 )
 from .bpe import read_merges
-from .vocabulary import Vocabulary, sentencepiece_steps, special_ids, special_texts
+from .vocabulary import Vocabulary, asked_end, sentencepiece_steps, special_ids, special_texts
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -61,6 +62,9 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
         types[vocab[byte]] = int(TokenType.BYTE)
     unknown = by_text.get(token_text(config, "unk_token") or "", vocab.get(str(model.values.get("unk_token"))))
     template = template_of(tokenizer, types)
+    asked = asked_end(config, by_text, template, notes)
+    if asked is not None:
+        template = replace(template, after=(asked,))
     if len(template.before) > 1 or len(template.after) > 1:
         raise unsupported("post_processor", tokenizer.values.get("post_processor"))
     eds = template.after[0] if template.after else None

@@ -9,6 +9,7 @@ from typing import Any
 from gguf import GGUFValueType
 
 from edge_embed import keys
+from edge_embed.errors import CheckpointError
 from edge_embed.pipelines import PIPELINES, Pipeline
 
 from ..architectures.family import KeyValue, TokenizerKind, flag, uint
@@ -97,6 +98,24 @@ def special_ids(config: Fields, by_text: Mapping[str, int], template: Template) 
         flag("tokenizer.ggml.add_eos_token", bool(after)),
         *pair_separator(template.separator),
     ]
+
+
+def asked_end(config: Fields, by_text: Mapping[str, int], template: Template, notes: list[str]) -> int | None:
+    """The token that ``add_eos_token`` of tokenizer_config.json has appended where the post-processor does not.
+
+    The tokenizers of transformers 4 (Llama, Mistral) and gte-Qwen2's own rebuild the post-processor from that flag,
+    which tokenizer.json need not show; transformers 5 no longer does.
+    """
+    if template.after or config.values.get("add_eos_token") is not True:
+        return None
+    spelled = token_text(config, "eos_token")
+    eos = by_text.get(spelled or "")
+    if eos is None:
+        raise CheckpointError(f"{config.file}: add_eos_token is set, and eos_token {spelled!r} is no token")
+    notes.append(
+        f"{config.file}: add_eos_token has {spelled} ({eos}) end every text; the post-processor does not say so"
+    )
+    return eos
 
 
 def special_texts(config: Fields) -> set[str]:
