@@ -105,7 +105,7 @@ Examples:
     help="Keep no file that loses more at any text. Without --type: choose each matrix's type by measuring what it "
     "costs, for the smallest file that keeps to this.",
 )
-@click.option("--threads", type=AT_LEAST_1, metavar="N", default=2, show_default=True, help="Threads that quantize.")
+@click.option("--threads", type=AT_LEAST_1, metavar="N", help="Threads that quantize, if not all physical cores.")
 @click.option(
     "--progress/--no-progress",
     default=True,
@@ -129,7 +129,7 @@ def convert(
     offline: bool,
     verify: bool,
     min_cosine: float | None,
-    threads: int,
+    threads: int | None,
     progress: bool,
 ) -> None:
     """Convert a Hugging Face checkpoint into one GGUF file.
@@ -143,6 +143,7 @@ def convert(
     from edge_embed.convert import convert as run
     from edge_embed.convert import convert_adapter
     from edge_embed.convert.recipe import convert_to_target
+    from edge_embed.engine.devices import default_threads
     from edge_embed.progress import BytesProgress
     from edge_embed.sources import find_checkpoint
 
@@ -155,6 +156,7 @@ def convert(
     if name is None and found.name is not None:
         name = found.name if merge_lora is None else f"{found.name}-{merge_lora.resolve().name}"
     license_id = license_id or found.license
+    threads = threads or default_threads()
     repository, revision = repository or found.repository, found.revision
     target = recipe.target(ftype, min_cosine, others=bool(overrides))
     choice = None
