@@ -155,8 +155,11 @@ def test_the_whole_head_is_in_the_file(name: str, names: set[str], made: Callabl
 @pytest.mark.parametrize(("pooling", "value"), [("mean", 1), ("cls", 2)])
 def test_modern_bert_pools_before_its_head_as_config_json_says(pooling: str, value: int, tmp_path: Path) -> None:
     folder = cross_modern_bert.build(tmp_path / "m", config={"classifier_pooling": pooling})
-    found = metadata(convert(folder, tmp_path / "m.gguf").path)
-    assert found["modern-bert.classifier.pooling_type"] == value
+    path = convert(folder, tmp_path / "m.gguf", ftype="f16").path
+    assert metadata(path)["modern-bert.classifier.pooling_type"] == value
+    expected = families.golden("cross_modern_bert")[{"mean": "scores", "cls": "cls_scores"}[pooling]]
+    with Reranker(path, n_threads=1) as reranker:
+        assert np.abs(reranker.predict(PAIRS, raw_scores=True) - expected).max() < 0.01
 
 
 _SIGMOID, _IDENTITY = "torch.nn.modules.activation.Sigmoid", "torch.nn.modules.linear.Identity"

@@ -162,6 +162,14 @@ def test_transformers_5_spells_modern_bert_otherwise(made: Callable[[str], Famil
     assert metadata(five.path) == metadata(four.path)
 
 
+def test_a_modern_bert_with_silu(tmp_path: Path) -> None:
+    """Granite's embedding models have it in the place of GELU."""
+    folder = modern_bert.build(tmp_path / "m", config={"hidden_activation": "silu"})
+    with Embedder(convert(folder, tmp_path / "m.gguf", ftype="f16").path, n_threads=1) as embedder:
+        vectors = embedder.encode(TEXTS[::6], normalize=True)
+    assert cosines(vectors, families.golden("modern_bert")["silu"]).min() > 0.9999
+
+
 def test_a_null_base_of_local_layers_is_that_of_the_global_ones(tmp_path: Path) -> None:
     folder = modern_bert.build(tmp_path / "m", config={"local_rope_theta": None})
     assert metadata(convert(folder, tmp_path / "m.gguf", ftype="f16").path)["modern-bert.rope.freq_base_swa"] == 160000
@@ -382,9 +390,11 @@ def test_a_family_that_is_not_computed_faithfully_is_refused_by_name(
 
 @pytest.mark.parametrize("act", ["gelu_new", "gelu_pytorch_tanh", "gelu_fast"])
 def test_the_tanh_approximation_of_gelu_is_what_llama_cpp_computes(act: str, tmp_path: Path) -> None:
-    folder = bert_unigram.build(tmp_path / "m")
-    edited(folder / "config.json", hidden_act=act)
-    assert convert(folder, tmp_path / "m.gguf").architecture == "bert"
+    folder = bert_unigram.build(tmp_path / "m", act=act)
+    path = convert(folder, tmp_path / "m.gguf", ftype="f32").path
+    with Embedder(path, n_threads=1) as embedder:
+        vectors = embedder.encode(TEXTS[::6], normalize=True)
+    assert cosines(vectors, families.golden("bert_unigram")["gelu_new"]).min() > 0.999999
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

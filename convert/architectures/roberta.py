@@ -2,7 +2,8 @@
 
 Names and shapes from transformers' ``XLMRobertaModel``; llama.cpp runs them as ``bert``. The layers are BERT's. What
 differs is where positions begin: a text's first token has the position behind the padding token's id, so the rows
-before it are never used and the file leaves them out.
+before it are never used and the file leaves them out. (A text that spells the padding token out is the exception:
+there the original skips a position, and llama.cpp does not.)
 """
 
 from __future__ import annotations

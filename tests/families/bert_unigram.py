@@ -14,13 +14,14 @@ from tests.families._encoders import (
     write_sentence_transformers,
 )
 from tests.families.xlm_roberta import PROMPTS, tokenizer_config, tokenizer_json
+from tests.golden_texts import TEXTS
 
 NAME = "bert_unigram"
 MAX_TOKENS = 512
 PADDING = 35  # multilingual-e5-small has 250,002 tokens and 250,037 rows
 
 
-def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4) -> Path:
+def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, act: str = "gelu") -> Path:
     """The checkpoint."""
     tokenizer = tokenizer_json()
     rows = len(tokenizer["model"]["vocab"]) + PADDING
@@ -37,7 +38,7 @@ def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4) ->
         {
             "architectures": ["BertModel"],
             "model_type": "bert",
-            "hidden_act": "gelu",
+            "hidden_act": act,
             "hidden_size": hidden,
             "intermediate_size": 4 * hidden,
             "layer_norm_eps": 1e-12,
@@ -58,5 +59,10 @@ def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4) ->
 
 
 def record() -> Arrays:
-    """Vectors and ids of the original."""
-    return in_temporary_folder(build, lambda folder: recorded(folder, pooling="mean", max_tokens=MAX_TOKENS))
+    """Vectors and ids of the original, and some vectors with the tanh approximation of GELU."""
+    whole = in_temporary_folder(build, lambda folder: recorded(folder, pooling="mean", max_tokens=MAX_TOKENS))
+    some = in_temporary_folder(
+        lambda folder: build(folder, act="gelu_new"),
+        lambda folder: recorded(folder, pooling="mean", max_tokens=MAX_TOKENS, texts=TEXTS[::6]),
+    )
+    return {**whole, "gelu_new": some["vectors"]}

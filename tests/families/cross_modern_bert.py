@@ -17,5 +17,6 @@ def build(folder: Path, **options: Any) -> Path:
 
 
 def record() -> Arrays:
-    """Logits and ids of the original."""
-    return in_temporary_folder(build, recorded_scores)
+    """Logits and ids of the original, and the logits of a head over the first token."""
+    first = in_temporary_folder(lambda folder: build(folder, config={"classifier_pooling": "cls"}), recorded_scores)
+    return {**in_temporary_folder(build, recorded_scores), "cls_scores": first["scores"]}

@@ -15,6 +15,7 @@ from tests.families._encoders import (
     write_checkpoint,
     write_sentence_transformers,
 )
+from tests.golden_texts import TEXTS
 
 NAME = "modern_bert"
 MAX_TOKENS = 1024
@@ -154,5 +155,10 @@ def build(
 
 
 def record() -> Arrays:
-    """Vectors and ids of the original; most texts are longer than the local layers' window."""
-    return in_temporary_folder(build, lambda folder: recorded(folder, pooling="cls", max_tokens=MAX_TOKENS))
+    """Vectors and ids of the original; most texts are longer than the local layers' window. Some vectors with SiLU."""
+    whole = in_temporary_folder(build, lambda folder: recorded(folder, pooling="cls", max_tokens=MAX_TOKENS))
+    some = in_temporary_folder(
+        lambda folder: build(folder, config={"hidden_activation": "silu"}),
+        lambda folder: recorded(folder, pooling="cls", max_tokens=MAX_TOKENS, texts=TEXTS[::6]),
+    )
+    return {**whole, "silu": some["vectors"]}
