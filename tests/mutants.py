@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from gguf import GGUFReader, GGUFValueType
 
-from edge_embed import Embedder
+from edge_embed import Embedder, Reranker
 from edge_embed.convert.convert import convert
 from edge_embed.errors import CODES, EdgeEmbedError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
 from tests.families import modern_bert, xlm_roberta
-from tests.tiny_gguf import Metadata, Tensors, gguf_bytes, spm_metadata, tiny_bert, tiny_decoder
+from tests.tiny_gguf import Metadata, Tensors, gguf_bytes, spm_metadata, tiny_bert, tiny_decoder, tiny_reranker
 
 INTEGERS = (0, 1, 2, 3, 5, 7, 31, 33, 255, 256, 1 << 16, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 63, (1 << 64) - 1)
 FLOATS = (0.0, -1.0, float("nan"), float("inf"), 1e30, 1e-30)
@@ -40,8 +40,8 @@ TEXTS = [
 
 @cache
 def models() -> tuple[tuple[Metadata, Tensors], ...]:
-    """The sound models that are damaged: three written by hand, two that the converter made."""
-    handmade = tiny_bert(), tiny_decoder(), tiny_decoder("llama", spm_metadata())
+    """The sound models that are damaged: four written by hand, two that the converter made."""
+    handmade = tiny_bert(), tiny_decoder(), tiny_decoder("llama", spm_metadata()), tiny_reranker()
     return *handmade, *(_converted(build) for build in (modern_bert.build, xlm_roberta.build))
 
 
@@ -174,8 +174,13 @@ def read_only(path: Path) -> str:
 
 
 def whole_path(path: Path) -> str:
-    """``vectors``, or the name of the typed error that opening and embedding end in."""
+    """``vectors`` (of a reranker: finite scores), or the name of the typed error that opening and computing end in."""
     try:
+        if read_model_info(read_header(path)).rerank is not None:
+            with Reranker(path, n_threads=1) as reranker:
+                scores = np.asarray(reranker.predict("the cat", TEXTS))
+                good = scores.shape == (len(TEXTS),) and bool(np.isfinite(scores).all())
+                return "vectors" if good else f"bad scores {scores!r}"
         with Embedder(path, n_threads=1) as embedder:
             vectors = embedder.encode(TEXTS)
             good = vectors.shape == (len(TEXTS), embedder.info.n_embd) and bool(np.isfinite(vectors).all())
