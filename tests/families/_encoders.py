@@ -52,8 +52,15 @@ class Weights:
             self.add(f"{name}.bias", n, std=0.05)
 
 
-def add_bert_layers(weights: Weights, prefix: str, *, hidden: int, layers: int) -> None:
-    """The encoder's layers, as BERT and RoBERTa name them."""
+def bert_weights(
+    *, rows: int, positions: int, types: int, hidden: int, layers: int, prefix: str = "", types_std: float = 0.03
+) -> Weights:
+    """Embeddings and layers of BERT, RoBERTa and XLM-RoBERTa, which all name them so."""
+    weights = Weights()
+    weights.add(f"{prefix}embeddings.word_embeddings.weight", rows, hidden, std=0.1)
+    weights.add(f"{prefix}embeddings.position_embeddings.weight", positions, hidden, std=0.05)
+    weights.add(f"{prefix}embeddings.token_type_embeddings.weight", types, hidden, std=types_std)
+    weights.norm(f"{prefix}embeddings.LayerNorm", hidden)
     for i in range(layers):
         layer = f"{prefix}encoder.layer.{i}"
         for part in ("query", "key", "value"):
@@ -63,6 +70,40 @@ def add_bert_layers(weights: Weights, prefix: str, *, hidden: int, layers: int) 
         weights.linear(f"{layer}.intermediate.dense", 4 * hidden, hidden)
         weights.linear(f"{layer}.output.dense", hidden, 4 * hidden)
         weights.norm(f"{layer}.output.LayerNorm", hidden)
+    return weights
+
+
+def bert_config(
+    *, rows: int, positions: int, types: int, hidden: int, layers: int, heads: int, head: bool, **fields: Any
+) -> dict[str, Any]:
+    """config.json of the same; ``head`` is a cross-encoder's, ``fields`` are what each family has beside or instead."""
+    return {
+        "hidden_act": "gelu",
+        "hidden_size": hidden,
+        "intermediate_size": 4 * hidden,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": positions,
+        "num_attention_heads": heads,
+        "num_hidden_layers": layers,
+        "pad_token_id": 1,
+        "position_embedding_type": "absolute",
+        "type_vocab_size": types,
+        "vocab_size": rows,
+        **({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if head else {}),
+        **fields,
+    }
+
+
+def wordpiece_config(max_tokens: int, kind: str = "BertTokenizer") -> dict[str, Any]:
+    """tokenizer_config.json of a WordPiece tokenizer."""
+    return {
+        "tokenizer_class": kind,
+        "do_lower_case": True,
+        "model_max_length": max_tokens,
+        "tokenize_chinese_chars": True,
+        "strip_accents": None,
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")},
+    }
 
 
 def write_checkpoint(

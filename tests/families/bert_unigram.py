@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tests.families import Arrays
 from tests.families._encoders import (
-    Weights,
-    add_bert_layers,
+    bert_config,
+    bert_weights,
     in_temporary_folder,
     recorded,
     write_checkpoint,
@@ -25,32 +25,23 @@ def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, ac
     """The checkpoint."""
     tokenizer = tokenizer_json()
     rows = len(tokenizer["model"]["vocab"]) + PADDING
-    weights = Weights()
-    weights.add("embeddings.word_embeddings.weight", rows, hidden, std=0.1)
-    weights.add("embeddings.position_embeddings.weight", MAX_TOKENS, hidden, std=0.05)
-    weights.add("embeddings.token_type_embeddings.weight", 2, hidden, std=0.03)
-    weights.norm("embeddings.LayerNorm", hidden)
-    add_bert_layers(weights, "", hidden=hidden, layers=layers)
+    sizes = {"rows": rows, "positions": MAX_TOKENS, "types": 2, "hidden": hidden, "layers": layers}
+    weights = bert_weights(**sizes)
     weights.linear("pooler.dense", hidden, hidden)
     write_checkpoint(
         folder,
         weights,
-        {
-            "architectures": ["BertModel"],
-            "model_type": "bert",
-            "hidden_act": act,
-            "hidden_size": hidden,
-            "intermediate_size": 4 * hidden,
-            "layer_norm_eps": 1e-12,
-            "max_position_embeddings": MAX_TOKENS,
-            "num_attention_heads": heads,
-            "num_hidden_layers": layers,
-            "pad_token_id": 0,
-            "position_embedding_type": "absolute",
-            "tokenizer_class": "XLMRobertaTokenizer",
-            "type_vocab_size": 2,
-            "vocab_size": rows,
-        },
+        bert_config(
+            **sizes,
+            heads=heads,
+            head=False,
+            architectures=["BertModel"],
+            model_type="bert",
+            hidden_act=act,
+            layer_norm_eps=1e-12,
+            pad_token_id=0,
+            tokenizer_class="XLMRobertaTokenizer",
+        ),
         tokenizer,
         tokenizer_config(MAX_TOKENS),
     )

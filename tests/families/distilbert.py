@@ -10,6 +10,7 @@ from tests.families._encoders import (
     Weights,
     in_temporary_folder,
     recorded,
+    wordpiece_config,
     write_checkpoint,
     write_sentence_transformers,
 )
@@ -55,14 +56,7 @@ def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, pr
             "vocab_size": len(vocab),
         },
         wordpiece_tokenizer(vocab),
-        {
-            "tokenizer_class": "DistilBertTokenizer",
-            "do_lower_case": True,
-            "model_max_length": MAX_TOKENS,
-            "tokenize_chinese_chars": True,
-            "strip_accents": None,
-            **{f"{k}_token": f"[{k.upper()}]" for k in ("unk", "sep", "pad", "cls", "mask")},
-        },
+        wordpiece_config(MAX_TOKENS, "DistilBertTokenizer"),
     )
     write_sentence_transformers(folder, hidden=hidden, pooling="mean")
     return folder

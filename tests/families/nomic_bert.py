@@ -11,6 +11,7 @@ from tests.families._encoders import (
     Weights,
     in_temporary_folder,
     recorded,
+    wordpiece_config,
     write_checkpoint,
     write_sentence_transformers,
 )
@@ -102,14 +103,7 @@ def build(
             **(config or {}),
         },
         wordpiece_tokenizer(vocab),
-        {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": True,
-            "model_max_length": 4 * MAX_TOKENS,
-            "tokenize_chinese_chars": True,
-            "strip_accents": None,
-            **{f"{k}_token": f"[{k.upper()}]" for k in ("unk", "sep", "pad", "cls", "mask")},
-        },
+        wordpiece_config(4 * MAX_TOKENS),
     )
     write_sentence_transformers(folder, hidden=hidden, pooling="mean", normalize=False, prompts=PROMPTS)
     return folder

@@ -7,8 +7,8 @@ from typing import Any
 
 from tests.families import Arrays
 from tests.families._encoders import (
-    Weights,
-    add_bert_layers,
+    bert_config,
+    bert_weights,
     byte_bpe,
     in_temporary_folder,
     recorded,
@@ -71,37 +71,23 @@ def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, he
     """The checkpoint; ``head`` adds a cross-encoder's."""
     tokenizer = tokenizer_json()
     rows = len(tokenizer["model"]["vocab"])
-    prefix = "roberta." if head else ""
-    weights = Weights()
-    weights.add(f"{prefix}embeddings.word_embeddings.weight", rows, hidden, std=0.1)
-    weights.add(f"{prefix}embeddings.position_embeddings.weight", POSITIONS, hidden, std=0.05)
-    weights.add(f"{prefix}embeddings.token_type_embeddings.weight", 1, hidden, std=0.03)
-    weights.norm(f"{prefix}embeddings.LayerNorm", hidden)
-    add_bert_layers(weights, prefix, hidden=hidden, layers=layers)
+    sizes = {"rows": rows, "positions": POSITIONS, "types": 1, "hidden": hidden, "layers": layers}
+    weights = bert_weights(**sizes, prefix="roberta." if head else "")
     if head:
         weights.linear("classifier.dense", hidden, hidden)
         weights.linear("classifier.out_proj", 1, hidden, gain=3.0)
     write_checkpoint(
         folder,
         weights,
-        {
-            "architectures": ["RobertaForSequenceClassification" if head else "RobertaModel"],
-            "model_type": "roberta",
-            "bos_token_id": 0,
-            "eos_token_id": 2,
-            "hidden_act": "gelu",
-            "hidden_size": hidden,
-            "intermediate_size": 4 * hidden,
-            "layer_norm_eps": 1e-5,
-            "max_position_embeddings": POSITIONS,
-            "num_attention_heads": heads,
-            "num_hidden_layers": layers,
-            "pad_token_id": 1,
-            "position_embedding_type": "absolute",
-            "type_vocab_size": 1,
-            "vocab_size": rows,
-            **({"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if head else {}),
-        },
+        bert_config(
+            **sizes,
+            heads=heads,
+            head=head,
+            architectures=["RobertaForSequenceClassification" if head else "RobertaModel"],
+            model_type="roberta",
+            bos_token_id=0,
+            eos_token_id=2,
+        ),
         tokenizer,
         {
             "tokenizer_class": "RobertaTokenizer",
