@@ -460,9 +460,7 @@ def _check_gemma(header: GgufHeader, read: _Metadata, n_embd: int) -> None:
         if scaling != "none":
             raise UnsupportedModelError(f"{read.path}: {arch}.rope.scaling.type is {scaling!r}, expected none")
     tensors = [header.tensors.get(f"dense_{n}.weight") for n in (2, 3)]
-    sizes = [
-        tuple(read.integer(f"{arch}.dense_{n}_feat_{end}", default=0) for end in ("in", "out")) for n in (2, 3)
-    ]
+    sizes = [tuple(read.integer(f"{arch}.dense_{n}_feat_{end}", default=0) for end in ("in", "out")) for n in (2, 3)]
     found = [(0, 0) if tensor is None else tensor.shape for tensor in tensors]
     if found != sizes or (any(tensors) and (not all(tensors) or sizes[0][0] != n_embd or sizes[1][1] != n_embd)):
         raise ModelFileError(
