@@ -1,4 +1,4 @@
-"""The README is executed: its Python block, and every command of its shell block that needs no checkpoint."""
+"""The README is executed: its Python blocks and its shell blocks. Indented commands need the hub or much time."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.checkpoints import build_tiny_bert
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def commands() -> list[str]:
-    return [line.split("  #")[0].strip() for block in blocks("sh") for line in block.splitlines() if line.strip()]
 
 
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -32,18 +30,18 @@ def test_the_python_example_runs(block: str, tmp_path: Path) -> None:
     assert "[[" in done.stdout
 
 
-@pytest.mark.parametrize("command", commands())
-def test_every_shell_example_runs(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("block", blocks("sh"))
+def test_every_shell_example_runs(block: str, tmp_path: Path) -> None:
+    """The commands of a block one after another: later ones read what earlier ones wrote."""
     (tmp_path / "texts.csv").write_text("id,body\n1,some text\n2,another\n")
-    if "./checkpoint" in command:
-        from tests.checkpoints import build_tiny_bert
-
-        build_tiny_bert(tmp_path / "checkpoint")
+    build_tiny_bert(tmp_path / "checkpoint")
     bash = shutil.which("bash") or "sh"
-    with_path = f'PATH="{Path(sys.executable).parent}:$PATH"; {command}'
-    done = run([bash, "-ec", with_path], tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout or list(tmp_path.glob("*.npy")) or list(tmp_path.glob("*.gguf"))
+    for line in block.splitlines():
+        before = set(tmp_path.iterdir())
+        command = line.split("  #")[0].strip()
+        done = run([bash, "-ec", f'PATH="{Path(sys.executable).parent}:$PATH"; {command}'], tmp_path)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.stdout or set(tmp_path.iterdir()) - before, command
 
 
 def test_every_command_is_in_the_readme() -> None:
