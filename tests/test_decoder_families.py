@@ -17,6 +17,7 @@ from edge_embed.convert.architectures.family import PlannedTensor
 from edge_embed.convert.checkpoint import Weights
 from edge_embed.convert.convert import convert
 from edge_embed.convert.values import read_rows, rotary_row
+from edge_embed.convert.verify import verify
 from edge_embed.engine.llama import LlamaEngine
 from edge_embed.errors import CheckpointError, ModelFileError, UnsupportedCheckpointError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader, read_header
@@ -123,6 +124,15 @@ def _alone(embedder: Embedder, text: str) -> Any:
     from edge_embed.batching import pack
 
     return next(iter(pack([embedder.tokenize(text)], n_batch=512, n_seq_max=1)))
+
+
+@pytest.mark.parametrize("case", ["qwen2-both_ways_last", "llama-both_ways_mean", "gemma3-bias_and_tanh", "mistral"])
+def test_verify_finds_nothing_wrong(case: str, folders: dict[str, Path], files: dict[tuple[str, str], Path]) -> None:
+    """Its own forward pass, written without a look at llama.cpp, agrees as well."""
+    found = verify(files[case, "f16"], folders[case])
+    assert found.problems == ()
+    assert found.vectors is not None
+    assert found.vectors.min_cosine > 0.9999
 
 
 # Attention

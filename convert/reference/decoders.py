@@ -37,7 +37,8 @@ def llama(w: Parameters, c: Fields, tokens: Tokens) -> Float32Array:
     """LlamaModel and MistralModel."""
     window = c.integer("sliding_window", low=1) - 1 if c.has("sliding_window") else None
     bias = c.boolean("attention_bias", default=False)
-    return _llama(w, c, tokens, qkv_bias=bias, o_bias=bias, causal=True, window=window)
+    causal = c.boolean("is_causal", default=True)
+    return _llama(w, c, tokens, qkv_bias=bias, o_bias=bias, causal=causal, window=window)
 
 
 def qwen2(w: Parameters, c: Fields, tokens: Tokens) -> Float32Array:
