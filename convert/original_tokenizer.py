@@ -5,6 +5,7 @@ Knows tokenizer.json and the ``tokenizers`` library. Knows nothing of the GGUF a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from edge_embed.errors import CheckpointError
 from .checkpoint import Checkpoint
 from .plan import Plan
 from .tokenizer_json import TOKENIZER_FILE
+from .vocab import read_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,12 @@ class OriginalTokenizer:
     def __init__(self, plan: Plan) -> None:
         from tokenizers import Tokenizer
 
+        path = plan.checkpoint.folder / TOKENIZER_FILE
         try:
-            self._tokenizer = Tokenizer.from_file(str(plan.checkpoint.folder / TOKENIZER_FILE))
+            if path.exists():
+                self._tokenizer = Tokenizer.from_file(str(path))
+            else:  # only a SentencePiece model
+                self._tokenizer = Tokenizer.from_str(json.dumps(dict(read_tokenizer(plan.checkpoint).values)))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{TOKENIZER_FILE} cannot be loaded: {error}") from error
         self._tokenizer.no_padding()

@@ -242,7 +242,9 @@ def steps_of(tokenizer: Fields) -> tuple[list[dict[str, Any]], list[dict[str, An
     }
     try:
         newest = json.loads(Tokenizer.from_str(json.dumps(carrier)).to_str())
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # a panic of the Rust library, on a character map that is none, is not an Exception
         raise UnsupportedCheckpointError(
             f"{TOKENIZER_FILE}: the normalizer or pre_tokenizer is not one that is converted "
             f"({short(steps, 300)}): {error}"

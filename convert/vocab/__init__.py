@@ -11,9 +11,10 @@ from ..architectures.family import TokenizerKind
 from ..checkpoint import Checkpoint, Fields
 from ..tokenizer_json import TOKENIZER_FILE, unsupported
 from . import bpe, sentencepiece, unigram, wordpiece
+from .model_file import tokenizer_of_model_file
 from .vocabulary import Vocabulary, kind_of
 
-__all__ = ["TokenizerKind", "Vocabulary", "read_vocabulary"]
+__all__ = ["TokenizerKind", "Vocabulary", "read_tokenizer", "read_vocabulary"]
 
 _CONVERTERS = {
     "wordpiece": wordpiece.convert,
@@ -37,9 +38,28 @@ def read_vocabulary(
         CheckpointError: tokenizer.json is missing or malformed, or has more tokens than the matrix has rows.
         UnsupportedCheckpointError: a part of the tokenizer is not one that is converted.
     """
-    tokenizer = checkpoint.json(TOKENIZER_FILE)
-    config = checkpoint.json("tokenizer_config.json") if checkpoint.has("tokenizer_config.json") else None
+    config = _config(checkpoint)
+    tokenizer = read_tokenizer(checkpoint)
     kind = kind_of(tokenizer)
     if kind is None or kind not in ((kinds,) if isinstance(kinds, str) else kinds):
         raise unsupported("model.type", tokenizer.mapping("model").values.get("type"))
-    return _CONVERTERS[kind](tokenizer, config or Fields({}, "tokenizer_config.json"), n_rows)
+    return _CONVERTERS[kind](tokenizer, config, n_rows)
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> Fields:
+    """tokenizer.json, or what stands for it where there is only a SentencePiece ``.model`` file.
+
+    Raises:
+        CheckpointError: missing or malformed.
+        UnsupportedCheckpointError: a ``.model`` file that cannot be read, or of a class that is not known.
+    """
+    if not checkpoint.has(TOKENIZER_FILE):
+        made = tokenizer_of_model_file(checkpoint, _config(checkpoint))
+        if made is not None:
+            return made
+    return checkpoint.json(TOKENIZER_FILE)
+
+
+def _config(checkpoint: Checkpoint) -> Fields:
+    name = "tokenizer_config.json"
+    return checkpoint.json(name) if checkpoint.has(name) else Fields({}, name)
