@@ -163,7 +163,8 @@ class MeasuredModel:
         return self._model.vectors(self._texts)[0]
 
     def _compare(self, vectors: Float32Array) -> Losses:
-        return 1.0 - (vectors.astype(np.float64) * self.reference).sum(axis=1)
+        losses: Losses = 1.0 - (vectors.astype(np.float64) * self.reference).sum(axis=1)
+        return losses
 
     def _encoded(self, tensor: TensorInfo, kind: Kind) -> bytes:
         """The whole matrix in that type; kept where there is room."""
@@ -201,7 +202,8 @@ def compare(reference: Float32Array, vectors: Float32Array) -> Figures:
 def _neighbours(vectors: Float32Array, count: int) -> npt.NDArray[np.int64]:
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
-    return np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    nearest: npt.NDArray[np.int64] = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+    return nearest
 
 
 def fits(model: MeasuredModel, tensor: TensorInfo, kind: Kind) -> bool:

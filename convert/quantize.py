@@ -147,7 +147,7 @@ class Traits:
 def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
     """Whether a tensor of a GGUF with that name and row-major shape is a weight matrix, which a type is chosen for."""
     return (
-        len(shape) >= 2
+        int(np.prod(shape[:-1], dtype=np.int64)) > 1  # ggml counts a matrix of one row as a vector
         and name.endswith(".weight")
         and not name.endswith("_norm.weight")
         and name not in NEVER_QUANTIZED

@@ -19,6 +19,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ from edge_embed.types import Float32Array
 
 from .architectures.family import text
 from .calibrate import framed, framings, texts_or_default
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Progress
 from .container import padded
-from .convert import ConversionReport, Progress, output_path
+from .convert import ConversionReport, output_path
 from .imatrix import ImportanceMatrix, read_imatrix, weights_for
 from .measure import Figures, Losses, MeasuredModel, compare, fits
 from .modules import read_modules
@@ -171,6 +172,31 @@ def quantize_to_target(
         InvalidOptionError: the target cannot be met, or the source is quantized already.
         ModelError, ConversionError, EngineError: as ``quantize`` and ``Embedder``.
     """
+    (choice,) = quantize_to_targets(
+        source,
+        [(output, target)],
+        texts=texts,
+        dataset=dataset,
+        imatrix=imatrix,
+        threads=threads,
+        log=log,
+        progress=progress,
+    )
+    return choice
+
+
+def quantize_to_targets(
+    source: Path | str,
+    targets: Sequence[tuple[Path | str | None, Target]],
+    *,
+    texts: Iterable[str] | None = None,
+    dataset: str = "built-in texts",
+    imatrix: Path | str | None = None,
+    threads: int = 2,
+    log: Log = lambda _: None,
+    progress: Progress | None = None,
+) -> list[Choice]:
+    """``quantize_to_target`` for several outputs, measuring once; the frontier is the first target's."""
     chosen = texts_or_default(texts)
     matrix = None if imatrix is None else read_imatrix(imatrix)
     with GGUFSource(source) as opened:
@@ -180,8 +206,13 @@ def quantize_to_target(
                 f"{opened.path} is quantized already ({quantized[0]}, ...): what more of it costs cannot be measured",
                 hint="give the F32, F16 or BF16 file, or convert the checkpoint",
             )
-        path = output_path(output, f"{opened.name}-{target.label}.gguf".replace("/", "-"))
-        return _Chooser(opened, target, chosen, dataset, matrix, threads, log, progress).run(path)
+        chooser = _Chooser(opened, chosen, dataset, matrix, threads, log, progress)
+        return chooser.run(
+            [
+                (output_path(output, f"{opened.name}-{target.label}.gguf".replace("/", "-")), target)
+                for output, target in targets
+            ]
+        )
 
 
 class _Chooser:
@@ -190,7 +221,6 @@ class _Chooser:
     def __init__(
         self,
         source: GGUFSource,
-        target: Target,
         texts: Sequence[str],
         dataset: str,
         matrix: ImportanceMatrix | None,
@@ -198,12 +228,12 @@ class _Chooser:
         log: Log,
         progress: Progress | None,
     ) -> None:
-        self._source, self._target, self._texts, self._dataset = source, target, texts, dataset
+        self._source, self._texts, self._dataset = source, texts, dataset
         self._matrix, self._threads, self._log, self._progress = matrix, threads, log, progress
         self._n_runs = 0
         self._groups: list[list[TensorInfo]] = []
 
-    def run(self, path: Path) -> Choice:
+    def run(self, targets: Sequence[tuple[Path, Target]]) -> list[Choice]:
         matrices = [t for t in self._source.tensors if is_quantizable(t.name, t.shape[::-1])]
         weights, _ = weights_for(self._matrix, [(t.name, t.shape[0], Kind.Q8_0) for t in matrices])
         scheme = scheme_for(matrices, self._texts)
@@ -213,12 +243,15 @@ class _Chooser:
         ) as model:
             self._groups = groups_of(model.matrices, banded=scheme.banded)
             units = self._measure(model, scheme)
-            frontier = weighted_frontier(units, self._pick)
-            chosen = self._choose(model, frontier)
-            points = self._points(model, frontier)
-            expected = self._measured(model, frontier, chosen)
+            decisions = []
+            points: list[Point] = []
+            for path, target in targets:
+                frontier = weighted_frontier(units, partial(self._pick, target))
+                chosen = self._choose(model, frontier, target)
+                decisions.append((path, target, frontier, chosen, self._measured(model, frontier, chosen)))
+                points = points or self._points(model, frontier)
         reference = self._vectors(self._source.path)
-        return self._write(path, frontier, chosen, expected, points, reference)
+        return [self._write(*decision, points, reference) for decision in decisions]
 
     # 1. measure
 
@@ -257,34 +290,34 @@ class _Chooser:
 
     # 2. choose
 
-    def _pick(self, frontier: Frontier) -> Assignment | None:
+    def _pick(self, target: Target, frontier: Frontier) -> Assignment | None:
         """The assignment that counts while texts are weighed."""
-        if self._target.min_cosine is not None:
-            return frontier.first_within(1 - self._target.min_cosine)
-        assert self._target.max_bytes is not None, "a target has one of the two"
-        overhead = self._plan(frontier.at(0)).size_bytes - frontier.size(frontier.at(0))
-        return frontier.within(self._target.max_bytes - overhead)
+        if target.min_cosine is not None:
+            return frontier.first_within(1 - target.min_cosine)
+        assert target.max_bytes is not None, "a target has one of the two"
+        overhead = self._plan(frontier.at(0), target).size_bytes - frontier.size(frontier.at(0))
+        return frontier.within(target.max_bytes - overhead)
 
-    def _choose(self, model: MeasuredModel, frontier: Frontier) -> Assignment:
-        if self._target.min_cosine is None:
-            picked = self._pick(frontier)
+    def _choose(self, model: MeasuredModel, frontier: Frontier, target: Target) -> Assignment:
+        if target.min_cosine is None:
+            picked = self._pick(target, frontier)
             if picked is None:
-                smallest = self._plan(frontier.at(0)).size_bytes
+                smallest = self._plan(frontier.at(0), target).size_bytes
                 raise InvalidOptionError(
-                    f"no file of this model fits into {self._target.max_bytes:,} bytes: the smallest has {smallest:,}",
+                    f"no file of this model fits into {target.max_bytes:,} bytes: the smallest has {smallest:,}",
                     hint="allow more bytes, or choose a smaller model",
                 )
             return picked
         low, high = 0, len(frontier) - 1
         best = self._measured(model, frontier, frontier.at(high)).min_cosine
-        if best < self._target.min_cosine:
+        if best < target.min_cosine:
             raise InvalidOptionError(
-                f"the closest choice has a lowest cosine of {best:.6f}, below {self._target.min_cosine:g}",
+                f"the closest choice has a lowest cosine of {best:.6f}, below {target.min_cosine:g}",
                 hint="ask for less, or keep the model as it is",
             )
         while low < high:  # the loss falls along the frontier, nearly
             middle = (low + high) // 2
-            if self._measured(model, frontier, frontier.at(middle)).min_cosine >= self._target.min_cosine:
+            if self._measured(model, frontier, frontier.at(middle)).min_cosine >= target.min_cosine:
                 high = middle
             else:
                 low = middle + 1
@@ -304,7 +337,8 @@ class _Chooser:
         for index in np.unique(np.linspace(0, len(frontier) - 1, _POINTS).round().astype(int)).tolist():
             assignment = frontier.at(index)
             figures = self._measured(model, frontier, assignment)
-            points.append(Point("recipe", self._plan(assignment).size_bytes, figures))
+            size = self._plan(assignment, Target(max_bytes=1)).size_bytes
+            points.append(Point("recipe", size, figures))
         for name in (name for name, recipe in RECIPES.items() if recipe.default not in EXACT):
             plan = plan_file(self._source, recipe_named(name), self._matrix)
             got = {info.name: info.kind for info in plan.infos}
@@ -316,10 +350,10 @@ class _Chooser:
 
     # 3. write and run
 
-    def _plan(self, assignment: Assignment, measured: str = "") -> Plan:
+    def _plan(self, assignment: Assignment, target: Target, measured: str = "") -> Plan:
         chosen = {t.name: kind for group, kind in zip(self._groups, assignment, strict=True) for t in group}
         extra = [text(keys.MEASURED, measured or self._sentence(Figures(0, 0, 0)))]
-        return plan_file(self._source, _recipe(self._target, chosen, self._source), self._matrix, extra=extra)
+        return plan_file(self._source, _recipe(target, chosen, self._source), self._matrix, extra=extra)
 
     def _sentence(self, figures: Figures) -> str:
         return (
@@ -330,6 +364,7 @@ class _Chooser:
     def _write(
         self,
         path: Path,
+        target: Target,
         frontier: Frontier,
         chosen: Assignment,
         expected: Figures,
@@ -340,12 +375,12 @@ class _Chooser:
         try:
             for _ in range(_EXTRA_STEPS):
                 self._log(f"writing {path.name} and running it")
-                plan = self._plan(chosen, self._sentence(expected))
+                plan = self._plan(chosen, target, self._sentence(expected))
                 report = write_file(plan, candidate, threads=self._threads)
                 figures = compare(reference, self._vectors(candidate))
-                if self._target.max_bytes is not None:
-                    assert report.size_bytes <= self._target.max_bytes, "planned with a sentence of the same length"
-                if self._target.min_cosine is None or figures.min_cosine >= self._target.min_cosine:
+                if target.max_bytes is not None:
+                    assert report.size_bytes <= target.max_bytes, "planned with a sentence of the same length"
+                if target.min_cosine is None or figures.min_cosine >= target.min_cosine:
                     candidate.replace(path)
                     return Choice(replace(report, path=path), figures, tuple(points), len(self._texts), self._n_runs)
                 self._log(f"the lowest cosine of the file is {figures.min_cosine:.6f}: buying more")
@@ -356,7 +391,7 @@ class _Chooser:
         finally:
             candidate.unlink(missing_ok=True)
         raise InvalidOptionError(
-            f"no file was found whose lowest cosine is {self._target.min_cosine:g}", hint="ask for a little less"
+            f"no file was found whose lowest cosine is {target.min_cosine:g}", hint="ask for a little less"
         )
 
     def _vectors(self, path: Path) -> Float32Array:

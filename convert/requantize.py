@@ -30,9 +30,10 @@ from edge_embed.types import Float32Array
 from . import ggml
 from .architectures import FAMILIES
 from .architectures.family import KeyValue, text, texts, uint
+from .checkpoint import Progress
 from .container import GGUFOutput, TensorInfo
 from .container_raw import encode_head, file_size, read_entries, replace_entries
-from .convert import ConversionReport, Progress, fallback_lines, make_report, output_path
+from .convert import ConversionReport, fallback_lines, make_report, output_path
 from .imatrix import ImportanceMatrix, read_imatrix, weights_for
 from .quantize import (
     Recipe,

@@ -22,8 +22,8 @@ Losses = npt.NDArray[np.float64]
 Assignment = tuple[Kind, ...]
 """A type for each unit."""
 
-# The mean over texts that is made small is a power mean: 1 is the mean, infinity the worst text. Chosen on
-# all-MiniLM-L6-v2 (benchmarks/LOG.md): the worst texts gain more than the others lose.
+# What is made small is a power mean over texts: 1 is the mean, infinity the worst text. On all-MiniLM-L6-v2 it makes
+# little difference (1 to 6 tried, benchmarks/LOG.md).
 POWER = 3.0
 _ROUNDS = 12
 

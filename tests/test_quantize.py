@@ -33,6 +33,7 @@ from edge_embed.convert.quantize import (
 )
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
+from tests.families import modern_bert
 
 BLOCK_KINDS = ("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "IQ4_XS", "IQ4_NL", "Q4_1", "Q4_0", "Q3_K")
 LAYERS = 20  # enough for every rule of the mixes: a sixteenth, an eighth, and every third layer between
@@ -141,6 +142,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "qwen3": small_qwen3(folder / "qwen3", hidden=256, layers=LAYERS, heads=2, kv_heads=1, head_dim=128),
         "bert": build_tiny_bert(folder / "bert", hidden=256, layers=3, vocab=None),
         "narrow": build_tiny_bert(folder / "narrow", hidden=96, layers=10),
+        "modern_bert": modern_bert.build(folder / "modern_bert", hidden=256, layers=9, ffn=256),  # attn_qkv
     }
 
 
@@ -153,7 +155,7 @@ def by_llama_cpp(source: Path, target: Path, ftype: int) -> Path:
     return target
 
 
-@pytest.mark.parametrize("model", ["qwen3", "bert", "narrow"])
+@pytest.mark.parametrize("model", ["qwen3", "bert", "narrow", "modern_bert"])
 def test_every_type_is_llama_cpps_own_byte_for_byte(model: str, exact: dict[str, Path], tmp_path: Path) -> None:
     """``llama_model_quantize`` of the float32 file and one pass of ours: the same type and bytes of every tensor."""
     f32 = convert(exact[model], tmp_path / "f32.gguf", ftype="f32").path

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from edge_embed import Embedder, errors, keys
 from edge_embed.cli import main
-from edge_embed.cli.recipe import Size
+from edge_embed.cli.recipe import n_bytes
 from edge_embed.convert import convert
 from edge_embed.convert.calibrate import ObservedModel
 from edge_embed.convert.calibration_texts import TEXTS
@@ -249,11 +249,11 @@ def test_what_cannot_be_met_is_refused_and_leaves_nothing(exact: dict[str, Path]
 
 
 @pytest.mark.parametrize(
-    ("text", "n_bytes"),
+    ("text", "expected"),
     [("3GB", 3 * 10**9), ("2.5GiB", 5 * 2**29), ("400 mb", 4 * 10**8), ("17", 17), ("1KiB", 1024)],
 )
-def test_sizes(text: str, n_bytes: int) -> None:
-    assert Size().convert(text, None, None) == n_bytes
+def test_sizes(text: str, expected: int) -> None:
+    assert n_bytes(None, None, text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "GB", "3 TB", "-1MB", "0", "1.2.3", "3GBit"])
@@ -264,7 +264,6 @@ def test_what_is_no_size(text: str, tmp_path: Path) -> None:
 
 
 def test_the_command_chooses_reports_and_draws(exact: dict[str, Path], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="an optional extra: plots")
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(SOME[:6]), "utf-8")
     arguments = ["quantize", str(exact["bert"]), str(tmp_path / "m.gguf"), "--max-size", "0.4MB", "--threads", "1"]
@@ -284,3 +283,18 @@ def test_a_plot_that_cannot_be_drawn_is_known_before_measuring(exact: dict[str, 
         assert result.exit_code in (2, 4)
         assert message in result.output
     assert not (tmp_path / "m.gguf").exists()
+
+
+def test_convert_takes_a_target_in_place_of_a_type(exact: dict[str, Path], tmp_path: Path) -> None:
+    """One command from the checkpoint; the loss is reported, and the exact file it was measured with is gone."""
+    path = tmp_path / "m.gguf"
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(SOME[:6]), "utf-8")
+    options = ["-o", str(path), "--no-verify", "--threads", "1", "--calibration", str(texts)]
+    result = CliRunner().invoke(main, ["convert", str(exact["checkpoint"]), "--max-size", "1MB", *options])
+    assert result.exit_code == 0, result.output
+    assert path.stat().st_size <= 10**6
+    assert "at the worst text" in result.output
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "texts.txt"]
+    for wrong in (["--max-size", "1MB", "--type", "q8_0"], ["--type", "q8_0", "--calibration", str(texts)]):
+        assert CliRunner().invoke(main, ["convert", str(exact["checkpoint"]), "-o", str(path), *wrong]).exit_code == 2

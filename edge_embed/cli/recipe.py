@@ -21,19 +21,14 @@ if TYPE_CHECKING:
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-class Size(click.ParamType):
-    """Bytes, as ``3GB``, ``2.5GiB``, ``400MB`` or a number."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The number of bytes."""
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
-        if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
-            self.fail(f"{value!r} is not a size such as 3GB, 2.5GiB or 400MB", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2].upper()])
+def n_bytes(_ctx: click.Context | None, _param: click.Parameter | None, value: str | None) -> int | None:
+    """Bytes of ``3GB``, ``2.5GiB``, ``400MB`` or a number; click.BadParameter for anything else."""
+    if value is None:
+        return None
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in _UNITS or float(match[1]) == 0:
+        raise click.BadParameter(f"{value!r} is not a size such as 3GB, 2.5GiB or 400MB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +100,7 @@ def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--max-size",
             metavar="SIZE",
-            type=Size(),
+            callback=n_bytes,
             help="Choose each matrix's type by measuring what it costs the vectors, for the closest file no larger "
             "than this, e.g. 3GB.",
         ),

@@ -233,4 +233,4 @@ class WeightObserver(Observer):
 
 def _span(tensor: _Tensor) -> int:
     """Bytes from a float32 tensor's first value to behind its last."""
-    return 4 + sum((n - 1) * stride for n, stride in zip(tensor.ne, tensor.nb, strict=True))
+    return int(4 + sum((n - 1) * stride for n, stride in zip(tensor.ne, tensor.nb, strict=True)))
