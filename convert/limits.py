@@ -20,7 +20,7 @@ class Limit:
     """What a sound file of one type keeps.
 
     Attributes:
-        cosine: least cosine of any text's vector. The mean may lose half as much.
+        cosine: least cosine of any text's vector.
         tensor: most relative error of a tensor, root mean square.
         score: most that a reranker's score may differ, as a probability.
     """
@@ -30,10 +30,10 @@ class Limit:
     score: float
 
 
-_4_BITS = Limit(0.7, 0.25, 0.5)
+_4_BITS = Limit(0.65, 0.25, 0.5)
 # Ordered from fine to coarse. Vectors and scores go by the coarsest type among a file's matrices, tensors by their own.
-# Far below what good files reach (all-MiniLM-L6-v2 at its worst text: Q8_0 0.997, Q4_0 0.84) and far above what a wrong
-# network, pooling or tokenizer leaves. A relative error of a tensor is usually a third of what is allowed here.
+# all-MiniLM-L6-v2 at the worst of the built-in texts: Q8_0 0.997, Q5_K_M 0.957, Q4_0 0.843; broken on purpose: two
+# layers swapped 0.57, capitals kept 0.38, keys for queries 0.11. A tensor's error is usually a third of its limit.
 LIMITS: Mapping[str, Limit] = {
     "F32": Limit(0.9999, 1e-6, 0.01),
     "F16": Limit(0.9999, 2e-3, 0.01),
@@ -48,7 +48,7 @@ LIMITS: Mapping[str, Limit] = {
     "IQ4_XS": _4_BITS,
     "Q4_1": _4_BITS,
     "Q4_0": _4_BITS,
-    "Q3_K": Limit(0.5, 0.4, 0.7),
+    "Q3_K": Limit(0.4, 0.4, 0.7),
     "Q2_K": Limit(0.2, 0.7, 0.8),
 }
 
@@ -76,17 +76,13 @@ def tensor_problems(losses: Sequence[TensorLoss]) -> list[str]:
 
 
 def vector_problems(found: VectorLoss, type_name: str, min_cosine: float | None) -> list[str]:
-    """A sentence where the worst text, or the mean, is farther off than the type explains or the caller allows."""
-    limit = LIMITS[type_name].cosine
-    least = limit if min_cosine is None else min_cosine
-    if not found.min_cosine >= least:
-        text, cosine = found.worst[0]
-        why = f"{type_name} explains" if min_cosine is None else "asked for is"
-        return [f"vectors: the least cosine is {cosine:.5f}, and {why} {least:g}; the text is {short(text)}"]
-    mean = (1 + limit) / 2
-    if min_cosine is None and not found.mean_cosine >= mean:
-        return [f"vectors: the mean cosine is {found.mean_cosine:.5f}, and {type_name} explains {mean:g}"]
-    return []
+    """A sentence where the worst text is farther off than the type explains, or than the caller allows."""
+    least = LIMITS[type_name].cosine if min_cosine is None else min_cosine
+    if found.min_cosine >= least:
+        return []
+    text, cosine = found.worst[0]
+    why = f"{type_name} explains" if min_cosine is None else "asked for is"
+    return [f"vectors: the least cosine is {cosine:.5f}, and {why} {least:g}; the text is {short(text)}"]
 
 
 def score_problems(found: ScoreLoss, type_name: str) -> list[str]:

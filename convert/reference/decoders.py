@@ -20,7 +20,7 @@ from .ops import Parameters, Tokens, attention, heads, rotate
 def qwen3(w: Parameters, c: Fields, tokens: Tokens) -> Float32Array:
     """Qwen3Model: every head's queries and keys are normed before they are rotated."""
     eps, theta = epsilon(c, 1e-6, "rms_norm_eps"), rope_theta(c, None, "rope_theta", 10_000.0)
-    head_dim = count(c, "head_dim", default=128)
+    head_dim, causal = count(c, "head_dim", default=128), c.boolean("is_causal", default=True)
     x = w.rows("embed_tokens.weight", tokens.ids)
     for i in range(count(c, "num_hidden_layers")):
         at = f"layers.{i}."
@@ -28,7 +28,7 @@ def qwen3(w: Parameters, c: Fields, tokens: Tokens) -> Float32Array:
         q, k, v = (heads(w.linear(h, f"{at}self_attn.{part}_proj", bias=False), head_dim) for part in "qkv")
         q = rotate(w.rms_norm(q, f"{at}self_attn.q_norm", eps), tokens.positions, theta)
         k = rotate(w.rms_norm(k, f"{at}self_attn.k_norm", eps), tokens.positions, theta)
-        x = x + w.linear(attention(q, k, v, tokens, causal=True), f"{at}self_attn.o_proj", bias=False)
+        x = x + w.linear(attention(q, k, v, tokens, causal=causal), f"{at}self_attn.o_proj", bias=False)
         x = x + _gated(w, w.rms_norm(x, f"{at}post_attention_layernorm", eps), at, activation(c, "hidden_act", "silu"))
     return w.rms_norm(x, "norm", eps)
 

@@ -7,7 +7,9 @@ next is read, so each weight is read once and memory is the activations and one 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +21,8 @@ from edge_embed.types import Float32Array
 from ..checkpoint import Checkpoint, TensorRef
 
 IntArray = npt.NDArray[np.int64]
-SLICE_VALUES = 2**22  # values of a matrix in memory at a time: 16 MiB of float32
+SLICE_VALUES = 2**21  # values of a matrix that a thread has in memory: 8 MiB of float32
+THREADS = min(4, os.cpu_count() or 1)  # that read and multiply slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Parameters:
     ) -> None:
         self._checkpoint = checkpoint
         self._on_read = on_read
+        self._pool = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="reference")
         self._refs: dict[str, TensorRef] = {}
         for name, ref in checkpoint.tensors.items():
             prefix = next((p for p in prefixes if name.startswith(p)), "")
@@ -108,11 +112,15 @@ class Parameters:
             raise CheckpointError(f"tensor {ref.name!r} has rows of {ref.n_cols}, and {x.shape[1]} are multiplied")
         y = np.empty((len(x), ref.n_rows), np.float32)
         step = max(1, SLICE_VALUES // ref.n_cols)
-        for first in range(0, ref.n_rows, step):
+
+        def multiply(first: int) -> int:
             rows = self._checkpoint.read_rows(ref, first, min(step, ref.n_rows - first))
             np.matmul(x, rows.T, out=y[:, first : first + len(rows)])
+            return len(rows)
+
+        for n_rows in self._pool.map(multiply, range(0, ref.n_rows, step)):
             if self._on_read is not None:
-                self._on_read(ref.nbytes // ref.n_rows * len(rows))
+                self._on_read(ref.nbytes // ref.n_rows * n_rows)
         return y + self.vector(f"{name}.bias") if bias else y
 
     def layer_norm(self, x: Float32Array, name: str, epsilon: float, *, bias: bool = True) -> Float32Array:

@@ -14,7 +14,7 @@ from edge_embed.cli.options import AT_LEAST_1, POOLINGS
 from edge_embed.cli.pull import announce_checkpoint
 from edge_embed.cli.recipe import RecipeOptions, Shown, recipe_options, show_choice
 from edge_embed.cli.terminal import facts, note, size, table, terminable
-from edge_embed.cli.verify import lines_of
+from edge_embed.cli.verify import lines_of, one_blas_thread
 
 if TYPE_CHECKING:
     from edge_embed.convert import ConversionReport
@@ -140,6 +140,7 @@ def convert(
     is written whole or not at all, and holds all that is needed to run it: tokenizer, pooling, prompts, limits,
     provenance.
     """
+    one_blas_thread()
     from edge_embed.convert import convert as run
     from edge_embed.convert import convert_adapter
     from edge_embed.convert.recipe import convert_to_target
