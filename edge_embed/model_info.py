@@ -232,6 +232,8 @@ def _rerank(header: GgufHeader, read: _Metadata, arch: str, n_embd: int) -> Rera
     """The head that scores pairs. Where it is missing llama.cpp gives values of a hidden state, without a word."""
     if arch in DECODERS and arch != "qwen3":
         raise UnsupportedModelError(f"{read.path}: rerankers of the architecture {arch!r} are not supported")
+    if arch in DECODERS and not read.flag(f"{arch}.attention.causal", True):
+        raise UnsupportedModelError(f"{read.path}: a reranker of the architecture {arch!r} that looks both ways")
     head = header.tensors.get("cls.output.weight")
     if head is None:
         raise ModelFileError(
@@ -350,6 +352,13 @@ def _check_tokenizer(read: _Metadata) -> None:
         raise UnsupportedModelError(
             f"{read.path}: the pre-tokenizer {pre!r} is not supported",
             hint=f"supported: {', '.join(sorted(_SOUND_PRE))}",
+        )
+    spelled = Counter(token for token in read.tokens if token and "\ufffd" not in token)  # what was not UTF-8
+    if len(spelled) < spelled.total():
+        twice = next(token for token, count in spelled.items() if count > 1)
+        raise ModelFileError(
+            f"{read.path}: two tokens of one spelling, {twice!r}, on which the engine ends the process",
+            hint="convert it again",
         )
     if model == "llama" and not {f"<0x{byte:02X}>" for byte in range(256)} <= set(read.tokens):
         raise ModelFileError(f"{read.path}: the vocabulary lacks tokens for single bytes", hint="convert it again")

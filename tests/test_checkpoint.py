@@ -462,7 +462,6 @@ def test_classes_of_bert_that_are_converted(names: Any, bert: Path) -> None:
         ({"layer_types": "full"}, "layer_types"),
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
-        ({"is_causal": False}, "is_causal"),
         ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling is .*yarn"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "rope_scaling is .*linear"),

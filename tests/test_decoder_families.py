@@ -24,7 +24,7 @@ from edge_embed.gguf_header import GgufHeader, read_header
 from edge_embed.model_info import read_model_info
 from tests.checkpoints import write_safetensors
 from tests.converting import MISSING, edited, metadata, tensors
-from tests.families import gemma3, golden, labse, llama, mistral, qwen2, unpacked
+from tests.families import gemma3, golden, labse, llama, mistral, qwen2, qwen3_both_ways, unpacked
 from tests.families._decoders import dense_module
 from tests.golden_texts import TEXTS
 from tests.test_convert import stock
@@ -32,6 +32,7 @@ from tests.test_convert import stock
 # name -> the family's module, its options, and the vectors in its golden file
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {
     **{f"qwen2-{name}": (qwen2, options, name) for name, options in qwen2.VARIANTS.items()},
+    **{f"qwen3-{name}": (qwen3_both_ways, options, name) for name, options in qwen3_both_ways.VARIANTS.items()},
     **{f"llama-{name}": (llama, options, name) for name, options in llama.VARIANTS.items()},
     **{f"gemma3-{name}": (gemma3, options, name) for name, options in gemma3.VARIANTS.items()},
     "mistral": (mistral, {}, "vectors"),
@@ -126,7 +127,9 @@ def _alone(embedder: Embedder, text: str) -> Any:
     return next(iter(pack([embedder.tokenize(text)], n_batch=512, n_seq_max=1)))
 
 
-@pytest.mark.parametrize("case", ["qwen2-both_ways_last", "llama-both_ways_mean", "gemma3-bias_and_tanh", "mistral"])
+@pytest.mark.parametrize(
+    "case", ["qwen2-both_ways_last", "qwen3-last", "llama-both_ways_mean", "gemma3-bias_and_tanh", "mistral"]
+)
 def test_verify_finds_nothing_wrong(case: str, folders: dict[str, Path], files: dict[tuple[str, str], Path]) -> None:
     """Its own forward pass, written without a look at llama.cpp, agrees as well."""
     found = verify(files[case, "f16"], folders[case])
@@ -429,6 +432,12 @@ def test_a_file_that_contradicts_itself(
 def test_an_activation_of_a_later_version(files: dict[tuple[str, str], Path]) -> None:
     header = with_metadata(files["labse", "f16"], **{"edge_embed.dense.0.activation": "relu"})
     with pytest.raises(UnsupportedModelError, match="'relu', not identity or tanh"):
+        read_model_info(header)
+
+
+def test_a_reranker_that_looks_both_ways(files: dict[tuple[str, str], Path]) -> None:
+    header = with_metadata(files["qwen3-last", "f16"], **{"qwen3.pooling_type": 4})
+    with pytest.raises(UnsupportedModelError, match="that looks both ways"):
         read_model_info(header)
 
 

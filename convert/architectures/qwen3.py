@@ -13,7 +13,7 @@ from typing import Final
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
-from .decoder import hyper_of, rope_kind, rope_parameters
+from .decoder import attends_back_only, causal_entry, hyper_of, rope_kind, rope_parameters
 from .family import Family, Hyper, Row, must_be
 
 # What the model card of Qwen3-Reranker puts a pair in, and the task that it names where a user names none.
@@ -30,15 +30,14 @@ def _hyper(config: Fields) -> Hyper:
     must_be(config, "hidden_act", ("silu",), "llama.cpp computes silu")
     must_be(config, "attention_bias", (False,), "llama.cpp's qwen3 has no attention biases")
     must_be(config, "use_sliding_window", (False,), "sliding windows are not converted")
-    must_be(config, "is_causal", (True,), "llama.cpp's qwen3 attends to the past only")
-    must_be(config, "use_bidirectional_attention", (False,), "llama.cpp's qwen3 attends to the past only")
     rope = rope_parameters(config)
     if rope_kind(rope) != "default":
         raise UnsupportedCheckpointError(
             f"{rope.file} is {short(dict(rope.values))}, and only one of rope_type default is converted"
         )
     # transformers' Qwen3Config has 128 where the field is missing, whatever hidden_size and heads are.
-    hyper = hyper_of("qwen3", config, head_dim=128)
+    causal = attends_back_only(config)
+    hyper = hyper_of("qwen3", config, head_dim=128, more=causal_entry("qwen3", causal))
     layer_types = config.values.get("layer_types")
     if layer_types is not None and layer_types != ["full_attention"] * hyper.n_layer:
         raise UnsupportedCheckpointError(f"{config.file}: layer_types are not all full_attention")
