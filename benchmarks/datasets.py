@@ -1,7 +1,8 @@
 """Readers of the evaluation sets, which are not part of this repository.
 
 ``--data`` names a folder with ``stsb/en-test.tsv`` (score, sentence1, sentence2, with a header line), ``scifact/``
-(BEIR: corpus.jsonl, queries.jsonl, qrels.tsv) and ``tokstress/`` (blns.json and .jsonl files with a ``text`` field).
+(BEIR: corpus.jsonl, queries.jsonl, qrels.tsv), ``mbpp/`` (the same), ``tatoeba/`` (two sentences a line, with a header
+line) and ``tokstress/`` (blns.json and .jsonl files with a ``text`` field).
 """
 
 from __future__ import annotations
@@ -27,6 +28,18 @@ def beir(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, dict[s
         query, document, score = line.split("\t")
         qrels[query][document] = int(score)
     return documents, {query: queries[query] for query in qrels}, dict(qrels)
+
+
+def tatoeba(data: Path) -> list[str]:
+    """Sentences in five languages and their English translations."""
+    files = sorted((data / "tatoeba").glob("*.tsv"))
+    return [side for file in files for line in file.read_text("utf-8").splitlines()[1:] for side in line.split("\t")]
+
+
+def mbpp(data: Path) -> list[str]:
+    """Programming tasks and their solutions."""
+    documents, queries, _ = beir(data / "mbpp")
+    return [*documents.values(), *queries.values()]
 
 
 def tokenizer_stress(data: Path) -> list[str]:

@@ -113,11 +113,6 @@ def rebuilt(path: str | Path, metadata: Mapping[str, Any], normalization: str) -
     return None
 
 
-def can_rebuild(model: str, pre: str) -> bool:
-    """Whether files of this ``tokenizer.ggml.model`` and ``tokenizer.ggml.pre`` have their tokenizer rebuilt."""
-    return model in ("bert", "llama", "t5") or (model == "gpt2" and pre in BYTE_LEVEL)
-
-
 def _byte_level(path: str | Path, metadata: Mapping[str, Any], normalization: str) -> Content | None:
     from tokenizers import Tokenizer
     from tokenizers.models import BPE

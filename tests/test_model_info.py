@@ -348,3 +348,18 @@ def test_head_width_may_be_independent_of_the_models_width() -> None:
 def test_other_decoders_run_once_the_caller_says_how_to_pool() -> None:
     changes = {"llama.pooling_type": REMOVED, "general.architecture": "llama"}
     assert "last" == decoder_of("llama", changes, pooling="last").pooling
+
+
+def test_two_tokens_of_one_spelling_are_refused() -> None:
+    """llama.cpp ends the process on them while it loads; empty ones it renames, and what was not UTF-8 it knows."""
+    tokens = QWEN3[0]["tokenizer.ggml.tokens"]
+    with pytest.raises(ModelFileError, match="two tokens of one spelling, '!'"):
+        qwen3({"tokenizer.ggml.tokens": [*tokens[:1] * 2, *tokens[2:]]})
+    assert qwen3({"tokenizer.ggml.tokens": ["", "", "\ufffd", "\ufffd", *tokens[4:]]}).n_vocab == len(tokens)
+
+
+@pytest.mark.parametrize("key", [keys.PAIR_SEPARATOR, keys.ADDED_LSTRIP, keys.ADDED_NORMALIZED])
+@pytest.mark.parametrize("wrong", [[279], [-1], ["a"], "a"])
+def test_special_tokens_outside_the_vocabulary_are_refused(key: str, wrong: Any) -> None:
+    with pytest.raises(ModelFileError, match=key):
+        qwen3({key: wrong})

@@ -184,7 +184,7 @@ def test_library_ids_are_those_of_the_original_tokenizer(qwen3: Embedder) -> Non
     assert expected == [qwen3.tokenize(text).token_ids.tolist() for text in texts]
 
 
-@given(st.text(alphabet=st.characters(exclude_categories=["Cs", "Cn"]), max_size=40))
+@given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_library_ids_are_those_of_the_original_tokenizer_for_any_text(qwen3: Embedder, text: str) -> None:
     original = original_bpe()
     assert original.encode(text).ids == qwen3.tokenize(text).token_ids.tolist()

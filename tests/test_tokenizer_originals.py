@@ -8,9 +8,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from gguf import GGUFValueType
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Original
@@ -19,11 +17,12 @@ from edge_embed import Embedder, keys, rebuild
 from edge_embed.errors import ModelFileError
 from edge_embed.tokenizer import Tokenizer
 from tests import trained
+from tests.checkpoints import qwen3_tokenizer_text
 from tests.golden_texts import TEXTS
 from tests.scripts import run_script
 from tests.test_tokenizer import HARD_TEXTS
 from tests.tiny_gguf import gguf_bytes, tiny_decoder
-from tests.tokenizing import both, metadata_of, runtime_tokenizer, vocabulary_of
+from tests.tokenizing import both, metadata_of, runtime_tokenizer, typed, vocabulary_of
 
 NAMES = list(trained.ALL)
 SPECIAL = [
@@ -61,6 +60,26 @@ def test_golden_and_hard_texts_and_special_tokens(name: str) -> None:
 @given(text=SPICED)
 def test_any_text(name: str, text: str) -> None:
     original, rebuilt = pair_of(name)
+    assert original.encode(text).ids == ids(rebuilt, text)
+
+
+@functools.cache
+def real_qwen3() -> tuple[Original, Tokenizer]:
+    """The tokenizer of Qwen3 with the embedding models' post-processor: 151,669 tokens."""
+    return both(json.loads(qwen3_tokenizer_text()))
+
+
+def test_the_real_tokenizer_of_qwen3() -> None:
+    original, rebuilt = real_qwen3()
+    texts = [*TEXTS, *HARD_TEXTS, *SPECIAL]
+    texts += [unicodedata.normalize("NFD", text) for text in texts]
+    expected = {text: original.encode(text).ids for text in texts}
+    assert expected == {text: ids(rebuilt, text) for text in texts}
+
+
+@given(text=SPICED)
+def test_the_real_tokenizer_of_qwen3_on_any_text(text: str) -> None:
+    original, rebuilt = real_qwen3()
     assert original.encode(text).ids == ids(rebuilt, text)
 
 
@@ -122,25 +141,11 @@ def test_hostile_texts_do_not_end_the_process(name: str, tmp_path: Path) -> None
     assert run_script(HOSTILE, path).strip() == "tokens"
 
 
-def typed(metadata: dict[str, Any], kinds: dict[str, GGUFValueType]) -> dict[str, Any]:
-    """Metadata as ``gguf_bytes`` takes it."""
-    dtypes = {
-        GGUFValueType.UINT8: np.uint8, GGUFValueType.UINT32: np.uint32, GGUFValueType.INT32: np.int32,
-        GGUFValueType.FLOAT32: np.float32, GGUFValueType.FLOAT64: np.float64, GGUFValueType.BOOL: np.bool_,
-    }  # fmt: skip
-    return {
-        key: value if kinds[key] == GGUFValueType.STRING else np.asarray(value, dtypes[kinds[key]])
-        for key, value in metadata.items()
-    }
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_engine_loads_the_vocabulary_and_its_own_tokenizer_agrees_on_plain_text(name: str, tmp_path: Path) -> None:
     """Stock llama.cpp reads the standard keys alone: the special tokens and the ids of ordinary sentences are right."""
     vocabulary = vocabulary_of(trained.ALL[name]())
-    metadata = metadata_of(vocabulary)
-    kinds = {entry.key: entry.kind for entry in vocabulary.key_values}
-    (tmp_path / "x.gguf").write_bytes(gguf_bytes(*tiny_decoder("llama", typed(metadata, kinds), n_ctx=4096)))
+    (tmp_path / "x.gguf").write_bytes(gguf_bytes(*tiny_decoder("llama", typed(vocabulary), n_ctx=4096)))
     original = pair_of(name)[0]
     with Embedder(tmp_path / "x.gguf", n_threads=1) as embedder:
         for text in TEXTS:

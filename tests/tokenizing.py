@@ -49,6 +49,19 @@ def metadata_of(vocabulary: Vocabulary) -> dict[str, Any]:
     return found
 
 
+def typed(vocabulary: Vocabulary) -> dict[str, Any]:
+    """The keys as ``tiny_gguf.gguf_bytes`` takes them: typed by NumPy."""
+    dtypes = {
+        GGUFValueType.UINT8: np.uint8, GGUFValueType.UINT32: np.uint32, GGUFValueType.INT32: np.int32,
+        GGUFValueType.FLOAT32: np.float32, GGUFValueType.FLOAT64: np.float64, GGUFValueType.BOOL: np.bool_,
+    }  # fmt: skip
+    kinds = {entry.key: entry.kind for entry in vocabulary.key_values}
+    return {
+        key: value if kinds[key] == GGUFValueType.STRING else np.asarray(value, dtypes[kinds[key]])
+        for key, value in metadata_of(vocabulary).items()
+    }
+
+
 def runtime_tokenizer(metadata: dict[str, Any], **changes: Any) -> Tokenizer:
     """The runtime's tokenizer for these keys; llama.cpp's must not be needed."""
     eos = metadata.get("tokenizer.ggml.eos_token_id") if metadata.get("tokenizer.ggml.add_eos_token") else None
