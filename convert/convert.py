@@ -205,7 +205,8 @@ def convert(
                 verification = _verified(file, plan, min_cosine, verify_progress)
     notes = plan.notes + weight_notes
     report = make_report(path, family.arch, title, recipe, infos, types, plan.skipped, notes, file, started)
-    return replace(report, verification=verification)
+    seen = verification.notes if verification is not None else ()
+    return replace(report, verification=verification, notes=report.notes + seen)
 
 
 def _verified(file: GGUFOutput, plan: Plan, min_cosine: float | None, progress: Progress | None) -> Verification:

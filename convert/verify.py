@@ -48,13 +48,16 @@ class Scope:
     Attributes:
         flops: what the reference may compute; None for all texts.
         tensor_parts: chunks of each tensor, a million values each; None for all.
+        needs_memory: whether the model is run even where it does not fit into the memory that is free.
     """
 
     flops: float | None
     tensor_parts: int | None
+    needs_memory: bool = True
 
 
-QUICK = Scope(0.25e12, 2)  # seconds; half a minute for 4 billion weights
+# Of a conversion, which itself needs little memory: a machine may make a file that it cannot run.
+QUICK = Scope(0.25e12, 2, needs_memory=False)  # seconds; half a minute for 4 billion weights
 THOROUGH = Scope(2e12, None)
 LEAST_TOKENS = 160  # below that a figure says little, however large the model is
 WORST = 5  # tensors that are named
@@ -176,23 +179,31 @@ def check(
     reading = _Reading(progress, sum(p.n_bytes for p in pairs) + sum(t.ref.nbytes for t in _multiplied(plan)))
     losses = tensor_losses(path, plan.checkpoint, pairs, reading)
     problems += tensor_problems(losses)
-    expected = _reference(plan, tokenizer, chosen, reading)
     vectors, scores = None, None
-    try:
-        ids, found = _scored(path, chosen, n_threads) if tokenizer.pairs else _embedded(path, plan, chosen, n_threads)
-    except (ModelError, InputError, NonFiniteError) as error:
-        problems.append(f"the runtime cannot use the file: {error.message}")
+    free = None if scope.needs_memory or min_cosine is not None else _free_memory()
+    if free is not None and free < 1.2 * header.size_bytes:
+        notes.append(
+            f"ids and {'scores' if tokenizer.pairs else 'vectors'} were not compared: {free / 1e9:.1f} GB of memory are"
+            " free, too little to run the file; `edge-embed verify` compares them on a larger machine"
+        )
+        chosen = []
     else:
-        problems += _ids_problems(tokenizer, chosen, ids)
-        n_tokens, whole = sum(len(text.ids.ids) for text in chosen), [text.whole for text in chosen]
-        if expected.shape != found.shape:
-            problems.append(f"vectors: they have {found.shape[1]} values, and the checkpoint's {expected.shape[1]}")
-        elif tokenizer.pairs:
-            scores = score_loss(expected, found, whole, n_tokens)
-            problems += score_problems(scores, type_name)
+        expected = _reference(plan, tokenizer, chosen, reading)
+        try:
+            ids, found = (_scored if tokenizer.pairs else _embedded)(path, plan, chosen, n_threads)
+        except (ModelError, InputError, NonFiniteError) as error:
+            problems.append(f"the runtime cannot use the file: {error.message}")
         else:
-            vectors = vector_loss(expected, found, whole, n_tokens)
-            problems += vector_problems(vectors, type_name, min_cosine)
+            problems += _ids_problems(tokenizer, chosen, ids)
+            n_tokens, whole = sum(len(text.ids.ids) for text in chosen), [text.whole for text in chosen]
+            if expected.shape != found.shape:
+                problems.append(f"vectors: they have {found.shape[1]} values, and the checkpoint's {expected.shape[1]}")
+            elif tokenizer.pairs:
+                scores = score_loss(expected, found, whole, n_tokens)
+                problems += score_problems(scores, type_name)
+            else:
+                vectors = vector_loss(expected, found, whole, n_tokens)
+                problems += vector_problems(vectors, type_name, min_cosine)
     return Verification(
         path=path,
         type_name=type_name,
@@ -426,10 +437,20 @@ def _embedded(
     return ids, np.stack([found[i] for i in range(len(texts))])
 
 
-def _scored(path: Path, texts: Sequence[_Text], n_threads: int | None) -> tuple[list[list[int]], Float32Array]:
+def _scored(path: Path, _: Plan, texts: Sequence[_Text], n_threads: int | None) -> tuple[list[list[int]], Float32Array]:
     """Ids and logits of the runtime."""
     from edge_embed.reranker import Reranker
 
     with Reranker(path, n_threads=n_threads) as reranker:
         ids = [reranker.tokenize(text.first, text.second).token_ids.tolist() for text in texts]
         return ids, reranker.score([(text.first, text.second) for text in texts]).logits
+
+
+def _free_memory() -> int | None:
+    """Bytes that a program could take without swapping; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text("utf-8").splitlines()
+    except OSError:
+        return None
+    found = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if found is None else 1024 * int(found)

@@ -361,6 +361,26 @@ def test_convert_records_the_figures_of_its_file(tmp_path: Path) -> None:
     assert again.sha256 == report.sha256
 
 
+def test_a_file_that_does_not_fit_into_memory_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small machine can make a file for a large one; what was left out is said, and no figure is recorded."""
+    monkeypatch.setattr("edge_embed.convert.verify._free_memory", lambda: 1000)
+    source = small_qwen3(tmp_path / "source")
+    report = convert(source, tmp_path / "model.gguf", verify=True)
+    found = report.verification
+    assert found is not None
+    assert (found.vectors, found.n_texts, found.n_tensors) == (None, 0, 24)
+    assert (
+        found.notes
+        == report.notes[-1:]
+        == (
+            "ids and vectors were not compared: 0.0 GB of memory are free, too little to run the file; "
+            "`edge-embed verify` compares them on a larger machine",
+        )
+    )
+    assert metadata(report.path)["edge_embed.verify.texts"] == 0
+    assert verify(report.path, source, texts=TEXTS).vectors is not None  # whoever asks for it gets it
+
+
 @pytest.mark.usefixtures("few_texts")
 def test_convert_keeps_no_file_that_fails(tmp_path: Path) -> None:
     source = small_qwen3(tmp_path / "source")

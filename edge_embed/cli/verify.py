@@ -140,6 +140,8 @@ def lines_of(found: Any) -> Iterator[str]:
         "ids": f"{found.n_texts} texts" + ("" if "ids" in failed else ", all as the original tokenizer's"),
         "tensors": f"{found.n_tensors}",
     }
+    if not found.n_texts:
+        del values["ids"]
     if found.tensors:
         worst = found.tensors[0]
         values["tensors"] += f", relative error at most {worst.error:.2g} ({worst.name}, {worst.type_name})"
