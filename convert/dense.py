@@ -58,7 +58,7 @@ def read_dense(folder: Path, path: str) -> Dense:
     if config.boolean("use_residual", default=False):
         raise UnsupportedCheckpointError(f"{config.file}: use_residual is not computed")
     n_in, n_out = (config.integer(f"{end}_features", low=1, high=2**20) for end in ("in", "out"))
-    expected = {"linear.weight": (n_out, n_in)}
+    expected: dict[str, tuple[int, ...]] = {"linear.weight": (n_out, n_in)}
     if config.boolean("bias", default=True):
         expected["linear.bias"] = (n_out,)
     values = _read_weights(folder / path, path, expected)

@@ -492,10 +492,12 @@ def _pooled(rows: Float32Array, lengths: Int32Array, pooling: Pooling) -> Float3
     """The mean of each text's rows, or the first of them."""
     starts = np.cumsum(lengths) - lengths
     if pooling == "cls":
-        return rows[starts]
+        first: Float32Array = rows[starts]
+        return first
     with np.errstate(all="ignore"):  # what overflows is looked for by the caller
         sums = np.add.reduceat(rows, starts, axis=0, dtype=np.float64)
-        return (sums / lengths[:, None]).astype(np.float32)
+        means: Float32Array = (sums / lengths[:, None]).astype(np.float32)
+    return means
 
 
 def _product(rows: Float32Array, head: Float32Array) -> Float32Array:
