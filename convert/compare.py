@@ -137,8 +137,9 @@ def dequantized(data: bytes, type_name: str, n_cols: int) -> Float32Array:
 
 
 def vector_loss(expected: Float32Array, found: Float32Array, texts: Sequence[str], n_tokens: int) -> VectorLoss:
-    """Cosines and neighbours; a vector that is not finite has the cosine -1."""
-    a, b = (x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (expected, found))
+    """Cosines and neighbours; a vector that is not finite, or zero, has the cosine -1."""
+    with np.errstate(invalid="ignore"):
+        a, b = (x / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (expected, found))
     cosines = np.nan_to_num((a * b).sum(axis=1), nan=-1.0)
     return VectorLoss(
         n_texts=len(texts),

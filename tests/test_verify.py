@@ -327,6 +327,7 @@ def test_figures_of_vectors_and_scores() -> None:
     scores = score_loss(np.float32([0, 0]), np.float32([0, np.log(3)]), ["a", "b"], 9)
     assert scores.worst[0] == ("b", pytest.approx(0.25))
     assert vector_loss(expected, expected, ["a", "b", "c", "d"], 9).overlap == 1.0
+    assert vector_loss(expected, np.zeros_like(expected), ["a", "b", "c", "d"], 9).mean_cosine == -1
 
 
 # ---------------------------------------------------------------- convert
