@@ -334,7 +334,7 @@ class _Chooser:
     def _points(self, model: MeasuredModel, frontier: Frontier) -> list[Point]:
         """Some points of the frontier, and the plain types, measured."""
         points = []
-        for index in np.unique(np.linspace(0, len(frontier) - 1, _POINTS).round().astype(int)).tolist():
+        for index in frontier.spread(_POINTS):
             assignment = frontier.at(index)
             figures = self._measured(model, frontier, assignment)
             size = self._plan(assignment, Target(max_bytes=1)).size_bytes

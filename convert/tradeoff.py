@@ -68,6 +68,12 @@ class Frontier:
             assignment[number] = kind
         return tuple(assignment)
 
+    def spread(self, count: int) -> list[int]:
+        """About so many indices whose sizes are spread evenly, in proportion, from the smallest to the closest."""
+        wanted = np.geomspace(self._sizes[0], self._sizes[-1], count)
+        inner = {min(bisect.bisect_left(self._sizes, size), len(self) - 1) for size in wanted.tolist()}
+        return sorted({0, *inner, len(self) - 1})
+
     def within(self, n_bytes: int) -> Assignment | None:
         """The closest within that size; what is left over buys later steps that still fit. None where none fits."""
         index = bisect.bisect_right(self._sizes, n_bytes) - 1

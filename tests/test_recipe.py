@@ -77,6 +77,9 @@ def test_the_frontier_grows_and_loses_less_with_every_step(made: list[Unit]) -> 
     losses = [float(frontier.losses(assignment).sum()) for assignment in assignments]
     assert sizes == sorted(set(sizes))
     assert all(a >= b for a, b in itertools.pairwise(losses))
+    spread = frontier.spread(5)
+    assert spread == sorted(set(spread))
+    assert (spread[0], spread[-1]) == (0, len(frontier) - 1)
 
 
 def test_a_text_that_would_lose_most_weighs_more() -> None:
