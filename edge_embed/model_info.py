@@ -454,6 +454,14 @@ def _check_rotation(read: _Metadata, arch: str, n_embd: int, n_head: int) -> Non
             raise ModelFileError(f"{read.path}: {arch}.{name} is {found}, and heads have {size} values")
     if size % 2:
         raise ModelFileError(f"{read.path}: heads of {size} values cannot be rotated in pairs")
+    scaling = read.text(f"{arch}.rope.scaling.type", "none")
+    if scaling not in ("none", "linear", "yarn", "longrope"):
+        raise UnsupportedModelError(f"{read.path}: {arch}.rope.scaling.type is {scaling!r}, which is not known")
+    for name in ("expert_count", "expert_used_count", "expert_group_count", "nextn_predict_layers"):
+        if read.integer(f"{arch}.{name}", default=0) != 0:
+            raise UnsupportedModelError(
+                f"{read.path}: {arch}.{name} is not 0; mixtures of experts and further heads are not supported"
+            )
     if arch == "qwen2" and size * n_head != n_embd:
         raise ModelFileError(f"{read.path}: {n_head} heads of {size} values are not {n_embd} together")
 
@@ -464,10 +472,10 @@ def _check_gemma(header: GgufHeader, read: _Metadata, n_embd: int) -> None:
     read.count(f"{arch}.attention.sliding_window", 1 << 30)
     if read.flag(f"{arch}.attention.causal", False):
         raise ModelFileError(f"{read.path}: {arch}.attention.causal is true, and the architecture looks both ways")
-    if "rope.scaling" in " ".join(key for key in header.metadata if key.startswith(arch)):
-        scaling = read.text(f"{arch}.rope.scaling.type", "none")
-        if scaling != "none":
-            raise UnsupportedModelError(f"{read.path}: {arch}.rope.scaling.type is {scaling!r}, expected none")
+    pattern = header.metadata.get(f"{arch}.attention.sliding_window_pattern", 0)
+    n_layer = read.count(f"{arch}.block_count", _MAX_LAYERS)
+    if isinstance(pattern, list) and len(pattern) != n_layer:
+        raise ModelFileError(f"{read.path}: {arch}.attention.sliding_window_pattern does not have {n_layer} entries")
     tensors = [header.tensors.get(f"dense_{n}.weight") for n in (2, 3)]
     sizes = [tuple(read.integer(f"{arch}.dense_{n}_feat_{end}", default=0) for end in ("in", "out")) for n in (2, 3)]
     found = [(0, 0) if tensor is None else tensor.shape for tensor in tensors]

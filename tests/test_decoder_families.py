@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -412,6 +413,7 @@ def with_metadata(path: Path, **changes: Any) -> GgufHeader:
         ("llama-causal_last", "llama.attention.causal", "no", "expected bool"),
         ("gemma3-as_published", "gemma-embedding.attention.sliding_window", MISSING, "sliding_window"),
         ("gemma3-as_published", "gemma-embedding.attention.causal", True, "looks both ways"),
+        ("gemma3-as_published", "gemma-embedding.attention.sliding_window_pattern", [True], "have 6 entries"),
         ("gemma3-as_published", "gemma-embedding.dense_2_feat_in", 64, "dense_2 and dense_3"),
         ("gemma3-as_published", "gemma-embedding.dense_2_feat_out", MISSING, "dense_2 and dense_3"),
         ("gemma3-as_published", "gemma-embedding.dense_3_feat_out", 64, "dense_2 and dense_3"),
@@ -429,16 +431,35 @@ def test_a_file_that_contradicts_itself(
         read_model_info(with_metadata(files[case, "f16"], **{key: value}))
 
 
-def test_an_activation_of_a_later_version(files: dict[tuple[str, str], Path]) -> None:
-    header = with_metadata(files["labse", "f16"], **{"edge_embed.dense.0.activation": "relu"})
-    with pytest.raises(UnsupportedModelError, match="'relu', not identity or tanh"):
-        read_model_info(header)
+@pytest.mark.parametrize(
+    ("case", "key", "value", "message"),
+    [
+        ("labse", "edge_embed.dense.0.activation", "relu", "'relu', not identity or tanh"),
+        ("qwen3-last", "qwen3.pooling_type", 4, "that looks both ways"),
+        ("llama-causal_last", "llama.expert_count", 8, "mixtures of experts"),
+        ("llama-causal_last", "llama.expert_used_count", 2, "mixtures of experts"),
+        ("qwen2-causal_last", "qwen2.rope.scaling.type", "spiral", "'spiral', which is not known"),
+    ],
+)
+def test_a_file_that_is_not_run_faithfully(
+    case: str, key: str, value: Any, message: str, files: dict[tuple[str, str], Path]
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        read_model_info(with_metadata(files[case, "f16"], **{key: value}))
 
 
-def test_a_reranker_that_looks_both_ways(files: dict[tuple[str, str], Path]) -> None:
-    header = with_metadata(files["qwen3-last", "f16"], **{"qwen3.pooling_type": 4})
-    with pytest.raises(UnsupportedModelError, match="that looks both ways"):
-        read_model_info(header)
+def test_types_follow_llama_cpp_byte_for_byte(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Gemma's Dense modules and Llama's divisors as llama.cpp's own quantizer has them."""
+    for case in ("gemma3-as_published", "llama-llama3_last"):
+        exact = convert(folders[case], tmp_path / "exact.gguf", ftype="f32").path
+        ours = tensors(convert(folders[case], tmp_path / "ours.gguf", ftype="q4_k_m").path)
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype, params.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M, 1
+        assert llama_cpp.llama_model_quantize(bytes(exact), bytes(tmp_path / "theirs.gguf"), params) == 0
+        theirs = tensors(tmp_path / "theirs.gguf")
+        assert {name: (t.tensor_type, t.data.tobytes()) for name, t in ours.items()} == {
+            name: (t.tensor_type, t.data.tobytes()) for name, t in theirs.items()
+        }
 
 
 @pytest.mark.parametrize("module", [qwen2, mistral])

@@ -7,6 +7,8 @@ since a tokenizer that is almost right gives vectors that are silently wrong.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..architectures.family import TokenizerKind
 from ..checkpoint import Checkpoint, Fields
 from ..tokenizer_json import TOKENIZER_FILE, unsupported
@@ -43,7 +45,11 @@ def read_vocabulary(
     kind = kind_of(tokenizer)
     if kind is None or kind not in ((kinds,) if isinstance(kinds, str) else kinds):
         raise unsupported("model.type", tokenizer.mapping("model").values.get("type"))
-    return _CONVERTERS[kind](tokenizer, config, n_rows)
+    vocabulary = _CONVERTERS[kind](tokenizer, config, n_rows)
+    if config.has("auto_map"):
+        note = f"{config.file}: auto_map's code is not run: {TOKENIZER_FILE} says what the tokenizer does"
+        vocabulary = replace(vocabulary, notes=(*vocabulary.notes, note))
+    return vocabulary
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Fields:
