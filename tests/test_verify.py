@@ -187,6 +187,14 @@ def lose_merges(entries: Entries, _: Tensors) -> None:
 
 
 def lose_eds(entries: Entries, _: Tensors) -> None:
+    """Nothing says which token ends a text, and none of that name is left to fall back on."""
+    tokens = ["<|gone|>" if token == "<|endoftext|>" else token for token in entries["tokenizer.ggml.tokens"][0]]
+    setting("tokenizer.ggml.tokens", tokens)(entries, {})
+    setting("tokenizer.ggml.add_eos_token", False)(entries, {})
+    del entries["edge_embed.eds_token_id"]
+
+
+def change_eds(entries: Entries, _: Tensors) -> None:
     """The end of a chat turn in its place, as early conversions had it."""
     for key in ("edge_embed.eds_token_id", "tokenizer.ggml.eos_token_id"):
         setting(key, 278)(entries, {})
@@ -227,7 +235,12 @@ BROKEN: dict[str, tuple[str, Callable[[Entries, Tensors], None], tuple[str, ...]
     ),
     "tokens swapped": ("bert", swap_tokens, ("ids: ", "should be 'cat' (")),
     "merges lost": ("qwen3", lose_merges, ("ids: ", "texts get other token ids")),
-    "another EDS token": ("qwen3", lose_eds, ("settings: edge_embed.eds_token_id is 278", "'<|endoftext|>' (276) and")),
+    "EDS token lost": ("qwen3", lose_eds, ("settings: missing in", "ids: 11 of 11 texts", "(276) and is nothing")),
+    "another EDS token": (
+        "qwen3",
+        change_eds,
+        ("settings: edge_embed.eds_token_id is 278", "'<|endoftext|>' (276) and"),
+    ),
     "another prompt": (
         "bert",
         setting("edge_embed.prompt.query", "Embed this: "),
