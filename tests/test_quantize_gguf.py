@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gguf
@@ -12,6 +14,9 @@ from click.testing import CliRunner
 from edge_embed import errors, keys
 from edge_embed.cli import main
 from edge_embed.convert import FTYPES, convert
+from edge_embed.convert.architectures.family import text, uint
+from edge_embed.convert.container import TensorInfo
+from edge_embed.convert.container_raw import encode_entry, encode_head, file_size
 from edge_embed.convert.requantize import GGUFSource, quantize
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
@@ -140,6 +145,26 @@ def test_rows_are_read_as_gguf_py_reads_them(checkpoints: dict[str, Path], tmp_p
             found = tensors(path)["blk.0.ffn_down.weight"]
             expected = gguf.quants.dequantize(found.data, found.tensor_type)
             np.testing.assert_allclose(source.rows(tensor, 3, 5), expected[3:8], rtol=1e-6, atol=1e-8)
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """A matrix of 256 MB, in a file with a hole in its place: what is in flight are a few chunks of 4 MB."""
+    path = tmp_path / "in.gguf"
+    infos = [TensorInfo("blk.0.ffn_up.weight", (65536, 1024), gguf.GGMLQuantizationType.F32, 2**28)]
+    entries = [encode_entry(text("general.architecture", "bert")), encode_entry(uint("bert.block_count", 1))]
+    head = encode_head(entries, infos)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(file_size(head, infos))
+    code = (
+        "import resource, sys; from edge_embed.convert.requantize import quantize; "
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = peak(); "
+        "quantize(sys.argv[1], sys.argv[2], ftype='q8_0'); print(peak() - before)"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "out.gguf")]
+    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert grown < 64
+    assert 0 < (tmp_path / "out.gguf").stat().st_size - 2**26 // 32 * 34 < 1000  # Q8_0, and the metadata
 
 
 def test_the_command(checkpoints: dict[str, Path], tmp_path: Path) -> None:
