@@ -234,7 +234,7 @@ def steps_of(tokenizer: Fields) -> tuple[list[dict[str, Any]], list[dict[str, An
     from tokenizers import Tokenizer
 
     steps = {name: tokenizer.values.get(name) for name in ("normalizer", "pre_tokenizer")}
-    carrier = {
+    carrier: dict[str, Any] = {
         "version": "1.0",
         "added_tokens": [],
         "model": {"type": "WordLevel", "vocab": {"": 0}, "unk_token": ""},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
@@ -49,14 +50,14 @@ def tokenizer_of_model_file(checkpoint: Checkpoint, config: Fields) -> Fields | 
 
 def _parse(checkpoint: Checkpoint, name: str) -> Any:
     try:
-        from sentencepiece import sentencepiece_model_pb2
+        library: Any = import_module("sentencepiece.sentencepiece_model_pb2")  # it has no types
     except ImportError as error:
         raise UnsupportedCheckpointError(
             f"{checkpoint.folder.name} has {name} and no {TOKENIZER_FILE}, and the library that reads it is missing: "
             f"{error}",
             hint='pip install "edge-embed[sentencepiece]"',
         ) from None
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = library.ModelProto()
     try:
         proto.ParseFromString((checkpoint.folder / name).read_bytes())
     except Exception as error:
