@@ -87,6 +87,15 @@ def test_a_converted_model_gives_the_originals_vectors(
     assert found.min() >= LEAST[ftype], f"text {found.argmin()}: {TEXTS[found.argmin()][:60]!r}"
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("module", [qwen2, qwen3_both_ways, llama, gemma3, mistral, labse])
+def test_recorded_vectors_are_what_the_originals_give_now(module: Any) -> None:
+    found, recorded = module.record(), golden(module.NAME)
+    assert unpacked(found) == unpacked(recorded)
+    for key in found.keys() - {"ids", "ids_lengths"}:
+        assert cosines(found[key], recorded[key]).min() > 0.999999, key
+
+
 @pytest.mark.parametrize("case", ["qwen2-causal_last", "llama-causal_last", "gemma3-as_published", "mistral", "labse"])
 def test_ids_are_the_original_tokenizers(case: str, files: dict[tuple[str, str], Path]) -> None:
     with Embedder(files[case, "f16"], n_threads=1) as embedder:
