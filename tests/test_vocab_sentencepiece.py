@@ -250,7 +250,8 @@ def test_a_model_file_that_normalizes_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    for module in ("sentencepiece", "sentencepiece.sentencepiece_model_pb2"):
+        monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(Unsupported, match="the library that reads it is missing") as caught:
         vocabulary(tmp_path / "m", "tokenizer.model", b"", tokenizer_class="LlamaTokenizer")
     assert caught.value.hint == 'pip install "edge-embed[sentencepiece]"'
