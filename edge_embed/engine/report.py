@@ -117,9 +117,7 @@ def compiled_features(system_info: str) -> set[str]:
     """Names that llama.cpp's system info, ``CPU : AVX2 = 1 | FMA = 1 | ...``, gives a value other than 0."""
     entries = (entry.rpartition(":")[2].partition("=") for entry in system_info.split("|"))
     names = {name.strip() for name, _, value in entries if value.strip() not in ("", "0")}
-    if (
-        "SSE3" in names and "KLEIDIAI" in names
-    ):  # an Arm library's hook, which our x86 kernels use: native/hook.cpp
+    if "SSE3" in names and "KLEIDIAI" in names:  # an Arm library's hook, which our x86 kernels use: native/hook.cpp
         names = names - {"KLEIDIAI"} | {OWN_KERNEL}
     return names
 
