@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -80,7 +81,7 @@ def record(model: StoredModel) -> None:
     """Write a model's record: whole or not at all."""
     values = {name: value for name, value in asdict(model).items() if name != "path"}
     target = _record_path(model.path)
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")  # another process may write the same record
     try:
         part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         part.replace(target)
