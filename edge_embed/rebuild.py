@@ -168,8 +168,8 @@ def _sentencepiece(path: str | Path, metadata: Mapping[str, Any], normalization:
 
     texts = _texts(metadata)
     vocab = {text: i for i, text in enumerate(texts)}
-    recorded = metadata.get("tokenizer.ggml.merges")
-    merges = [pair.partition(" ")[::2] for pair in recorded] if recorded else _merges_by_score(metadata)
+    recorded = _listed(path, metadata, "tokenizer.ggml.merges", str)
+    merges = [pair.partition(" ")[::2] for pair in recorded] if recorded else _merges_by_score(path, metadata)
     try:
         backend = Tokenizer(BPE(vocab, merges, byte_fallback=True, fuse_unk=True))
     except Exception as error:
@@ -186,10 +186,10 @@ def _sentencepiece(path: str | Path, metadata: Mapping[str, Any], normalization:
     return _content(path, backend, _add_tokens(backend, metadata), _CUT_SENTENCEPIECE, skipped)
 
 
-def _merges_by_score(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _merges_by_score(path: str | Path, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The merges that a SentencePiece model stands for: every way to make a token of two, the best token first."""
     tokens, kinds = metadata["tokenizer.ggml.tokens"], _kinds(metadata)
-    scores = metadata.get("tokenizer.ggml.scores", [0.0] * len(tokens))
+    scores = _listed(path, metadata, "tokenizer.ggml.scores", float) or [0.0] * len(tokens)
     ids = {token: i for i, token in enumerate(tokens) if kinds[i] in (_NORMAL, _USER_DEFINED)}
     merges: list[tuple[str, str]] = []
     for token in sorted(ids, key=lambda token: -scores[ids[token]]):

@@ -190,6 +190,15 @@ def test_a_damaged_unigram_is_an_error_that_names_the_file(changes: dict[str, An
         runtime_tokenizer(metadata, path="x.gguf").encode("Hello ﬁne world")
 
 
+@pytest.mark.parametrize("key", ["tokenizer.ggml.merges", "tokenizer.ggml.scores"])
+@pytest.mark.parametrize("value", [["a", 1], [1, 2], 3])
+def test_a_damaged_sentencepiece_is_an_error_that_names_the_file(key: str, value: Any) -> None:
+    metadata = metadata_of(vocabulary_of(trained.sentencepiece_bpe("prepend")))
+    del metadata["tokenizer.ggml.merges"]
+    with pytest.raises(ModelFileError, match=rf"x\.gguf: {key} is not a list"):
+        runtime_tokenizer(metadata | {key: value}, path="x.gguf")
+
+
 def test_merges_that_cannot_be_are_an_error_that_names_the_file() -> None:
     metadata = metadata_of(vocabulary_of(trained.byte_level("qwen")))
     with pytest.raises(ModelFileError, match=r"x\.gguf: tokenizer\.ggml\.merges"):
