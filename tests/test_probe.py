@@ -239,13 +239,16 @@ def test_an_embedder_probes_a_new_file_and_only_once(
     assert [True] == children.started
 
 
-def test_a_file_that_kills_the_child_is_an_error_of_ours(tmp_path: Path) -> None:
-    """Rotary dimensions that differ from the head's width abort the library. Our own checks would find them: past them."""
+def test_a_file_that_kills_the_child_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotary dimensions that differ from the head's width abort the library, once our own check is out of the way."""
     metadata, tensors = tiny_decoder()
+    metadata["qwen3.rope.dimension_count"] = np.uint32(8)
     path = tmp_path / "x.gguf"
     path.write_bytes(gguf_bytes(metadata, tensors))
-    info = read_model_info(read_header(path))
-    metadata["qwen3.rope.dimension_count"] = np.uint32(8)
-    path.write_bytes(gguf_bytes(metadata, tensors))
+    unchecked = "edge_embed.model_info._check_rotation"
+    monkeypatch.setattr(unchecked, lambda *_: None)
+    # The child has our sys.path, and imports `resource` before it reads the file.
+    (tmp_path / "resource.py").write_text(f"import edge_embed.model_info\n{unchecked} = lambda *_: None\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelFileError, match=r"x\.gguf: it died of SIGABRT"):
-        probe(info, bindings.load().library)
+        Embedder(path)
