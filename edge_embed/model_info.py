@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Final, cast
 
 import numpy as np
@@ -552,7 +553,7 @@ class _Metadata:
             raise ModelFileError(f"{self.path}: {key} is {value}, expected 1 to {limit}")
         return value
 
-    @property
+    @cached_property
     def tokens(self) -> list[str]:
         tokens = self.values.get("tokenizer.ggml.tokens", [])
         if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
