@@ -332,6 +332,22 @@ def test_a_name_that_leaves_its_folder_is_refused(server: HubServer, gguf: bytes
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.parametrize("said", ["../../../evil", "/etc/evil", "abc", "G" * 64])
+def test_a_digest_that_is_none_names_no_file(
+    server: HubServer, checkpoint: Path, gguf: bytes, tmp_path: Path, said: str
+) -> None:
+    """What waits for the rest of a download, and what is in the cache, is called by its digest."""
+    server.add(READY, {"a.gguf": gguf})
+    server.add(NAME, checkpoint)
+    server.digests = {"a.gguf": said, WEIGHTS: said}
+    before = files_below(tmp_path)
+    for result in (run("pull", READY), run(*CONVERT, NAME, "-o", tmp_path / "x.gguf")):
+        assert result.exit_code == 6
+        assert "gives no digest for" in result.stderr
+    assert not [name for name in files_below(tmp_path) if name not in before and ("evil" in name or ".part" in name)]
+    assert not server.fetched()
+
+
 @pytest.mark.parametrize(
     "reference",
     ["a", "a/b/c", "../b", "a/..", "a--b/c", "a/b@../x", "https://example.org/a/b", "a/b c", "-a/b", "a/b@"],

@@ -104,7 +104,7 @@ def fetch_into_cache(repository: Repository, files: Sequence[RepoFile], advance:
     needed = missing(repository, files)
     check_space(storage, sum(file.size for file in needed))
     for file in needed:
-        blob = storage / "blobs" / (file.sha256 or file.blob_id)
+        blob = storage / "blobs" / file.digest
         if not blob.is_file():
             download(repository, file, blob, advance)
         _link(repository, file)

@@ -17,6 +17,7 @@ from .failures import endpoint, typed_errors
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _HOSTS: Final = ("huggingface.co", "www.huggingface.co", "hf.co")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _TRUE: Final = ("1", "on", "yes", "true")
 
 
@@ -36,6 +37,18 @@ class RepoFile:
     size: int
     sha256: str | None
     blob_id: str
+
+    @property
+    def digest(self) -> str:
+        """What the file is checked by, and called in the cache; so it must be nothing but a digest.
+
+        Raises:
+            DownloadError: the hub gave none.
+        """
+        found = self.sha256 or self.blob_id
+        if not _DIGEST.fullmatch(found):
+            raise DownloadError(f"the hub gives no digest for {self.path}, so it could not be checked")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

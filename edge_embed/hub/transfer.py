@@ -52,7 +52,7 @@ def _existing(folder: Path) -> Path:
 
 def part_of(target: Path, file: RepoFile) -> Path:
     """Where what has come of a file waits for the rest; its name holds the digest, so that versions do not mix."""
-    return target.with_name(f"{target.name}.{(file.sha256 or file.blob_id)[:12]}.part")
+    return target.with_name(f"{target.name}.{file.digest[:12]}.part")
 
 
 def download(repository: Repository, file: RepoFile, target: Path, advance: Advance) -> bool:
@@ -74,15 +74,15 @@ def download(repository: Repository, file: RepoFile, target: Path, advance: Adva
     try:
         locks.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(locks / f"{file.sha256 or file.blob_id}.lock"):
-            if target.is_file() and _digest_of(target, file) == (file.sha256 or file.blob_id):
+        with WeakFileLock(locks / f"{file.digest}.lock"):
+            if target.is_file() and _digest_of(target, file) == file.digest:
                 advance(file.size)
                 return False  # it was here, or another process was faster
             with part.open("a+b") as raw:
                 sink = _Sink(raw, file, repository.name, advance)
                 with typed_errors(repository.name, repository.commit):
                     _fill(url, sink, build_hf_headers())
-            if (found := sink.digest()) != (promised := file.sha256 or file.blob_id):
+            if (found := sink.digest()) != (promised := file.digest):
                 part.unlink()
                 raise DownloadError(
                     f"{repository.name}: {file.path} has the digest {found}, and the hub said {promised}",
