@@ -19,11 +19,14 @@ def _hyper(config: Fields) -> Hyper:
     rope = rope_parameters(config)
     if rope_kind(rope) != "default":
         raise UnsupportedCheckpointError(f"{rope.file} scales positions, which is not converted for qwen2")
-    layer_types = config.values.get("layer_types")
-    if layer_types is not None and set(layer_types) != {"full_attention"}:
-        raise UnsupportedCheckpointError(f"{config.file}: layer_types are not all full_attention")
     causal = attends_back_only(config)
     hyper = hyper_of("qwen2", config, more=causal_entry("qwen2", causal), notes=own_code_notes(config))
+    must_be(
+        config,
+        "layer_types",
+        (["full_attention"] * hyper.n_layer,),
+        "llama.cpp's qwen2 has full attention in all layers",
+    )
     if hyper.sizes["q"] != hyper.n_embd:
         raise UnsupportedCheckpointError(
             f"{config.file}: the heads are {hyper.sizes['q']} wide together and hidden_size is {hyper.n_embd}; "

@@ -38,9 +38,12 @@ def _hyper(config: Fields) -> Hyper:
     # transformers' Qwen3Config has 128 where the field is missing, whatever hidden_size and heads are.
     causal = attends_back_only(config)
     hyper = hyper_of("qwen3", config, head_dim=128, more=causal_entry("qwen3", causal))
-    layer_types = config.values.get("layer_types")
-    if layer_types is not None and layer_types != ["full_attention"] * hyper.n_layer:
-        raise UnsupportedCheckpointError(f"{config.file}: layer_types are not all full_attention")
+    must_be(
+        config,
+        "layer_types",
+        (["full_attention"] * hyper.n_layer,),
+        "llama.cpp's qwen3 has full attention in all layers",
+    )
     return hyper
 
 
