@@ -32,6 +32,16 @@ _ACTIVATIONS: Mapping[str, Activation] = {
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
     "torch.nn.modules.linear.Identity": "identity",
 }
+# The names that sentence-transformers has had for one file, in the order that it looks for them; the first one counts.
+_LIMIT_FILES = (
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 _SANE_LENGTH = 2**24  # transformers writes 10**30 where a tokenizer has no limit
 # The instruction format of Qwen3-Embedding, e5-instruct and others; the end is kept as the model has it.
 _INSTRUCTION = re.compile(r"Instruct: (?P<task>[^\n{}]+)\n(?P<end>Query: ?)")
@@ -285,7 +295,7 @@ def _activation(whole: Fields, config: Fields) -> Activation:
 
 def _max_tokens(checkpoint: Checkpoint, max_positions: int, lowercase: bool | None, ranks: bool) -> int:
     limit: int | None = None
-    for name in ("sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json"):
+    for name in _LIMIT_FILES:
         if not checkpoint.has(name):
             continue
         fields = checkpoint.json(name)

@@ -643,6 +643,13 @@ def test_most_tokens_by_precedence(sentence_bert: int | None, model_max_length: 
         assert metadata(attempt(bert).path)[keys.MAX_TOKENS] == expected
 
 
+@pytest.mark.parametrize("family", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_older_names_of_the_file_with_the_limit(family: str, bert: Path) -> None:
+    name = f"sentence_{family}_config.json"
+    edited(bert / name, max_seq_length=77)
+    assert metadata(attempt(bert).path)[keys.MAX_TOKENS] == 77
+
+
 def test_without_any_limit_the_positions_count(bert: Path) -> None:
     (bert / "tokenizer_config.json").unlink()
     assert metadata(attempt(bert).path)[keys.MAX_TOKENS] == 128

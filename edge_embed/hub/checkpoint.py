@@ -22,7 +22,8 @@ _ROOT = frozenset(
         "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
         "merges.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model", "model.safetensors.index.json",
         "sentence_bert_config.json", "sentence_roberta_config.json", "sentence_distilbert_config.json",
-        "sentence_xlm-roberta_config.json", "chat_template.jinja",
+        "sentence_camembert_config.json", "sentence_albert_config.json", "sentence_xlm-roberta_config.json",
+        "sentence_xlnet_config.json", "chat_template.jinja",
     }
 )  # fmt: skip
 _MODULE = re.compile(r"\d+_[A-Za-z]+")
