@@ -186,6 +186,21 @@ def test_an_unrecognized_model(kind: Any, bert: Path, qwen3: Path) -> None:
 # ---------------------------------------------------------------- WordPiece
 
 
+@pytest.mark.parametrize("name", ["bert", "qwen3"])
+def test_a_tokenizer_that_cuts_texts_at_the_front(name: str, pristine: dict[str, Path], tmp_path: Path) -> None:
+    """transformers reads tokenizer_config.json first, and where that is silent tokenizer.json."""
+    folder = Path(shutil.copytree(pristine[name], tmp_path / name))
+    cut = {"max_length": 16, "strategy": "LongestFirst", "stride": 0}
+    edited(folder / "tokenizer.json", truncation=cut | {"direction": "Right"})
+    attempt(folder).path.unlink()
+    edited(folder / "tokenizer.json", truncation=cut | {"direction": "Left"})
+    refused(folder, Unsupported, "tokenizer.json: truncation: direction is 'Left': .* would lose its beginning")
+    edited(folder / "tokenizer_config.json", truncation_side="right")
+    attempt(folder).path.unlink()
+    edited(folder / "tokenizer_config.json", truncation_side="left")
+    refused(folder, Unsupported, "tokenizer_config.json: truncation_side is 'left'")
+
+
 def test_pieces_in_llama_cpps_form(bert: Path) -> None:
     """It marks the beginning of a word where WordPiece marks its continuation; special tokens stay as they are."""
     original = wordpiece_vocabulary()
@@ -476,6 +491,14 @@ def test_how_added_tokens_are_found_is_recorded(flag: str, key: str, tmp_path: P
 def test_a_beginning_of_sequence_token(qwen3: Path) -> None:
     edited(qwen3 / "tokenizer_config.json", add_bos_token=True)
     refused(qwen3, Unsupported, "add_bos_token")
+
+
+def test_a_space_before_every_text(qwen3: Path) -> None:
+    """transformers' RobertaTokenizer and Qwen2Tokenizer read it there, whatever tokenizer.json says."""
+    edited(qwen3 / "tokenizer_config.json", add_prefix_space=False)
+    attempt(qwen3).path.unlink()
+    edited(qwen3 / "tokenizer_config.json", add_prefix_space=True)
+    refused(qwen3, Unsupported, "tokenizer_config.json: add_prefix_space is set")
 
 
 def test_the_real_tokenizer_of_qwen3(tmp_path: Path) -> None:

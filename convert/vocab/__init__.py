@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from edge_embed.errors import UnsupportedCheckpointError
+
 from ..architectures.family import TokenizerKind
-from ..checkpoint import Checkpoint, Fields
+from ..checkpoint import Checkpoint, Fields, short
 from ..tokenizer_json import TOKENIZER_FILE, unsupported
 from . import bpe, sentencepiece, unigram, wordpiece
 from .model_file import tokenizer_of_model_file
@@ -42,6 +44,7 @@ def read_vocabulary(
     """
     config = _config(checkpoint)
     tokenizer = read_tokenizer(checkpoint)
+    _check_truncation(tokenizer, config)
     kind = kind_of(tokenizer)
     if kind is None or kind not in ((kinds,) if isinstance(kinds, str) else kinds):
         raise unsupported("model.type", tokenizer.mapping("model").values.get("type"))
@@ -64,6 +67,20 @@ def read_tokenizer(checkpoint: Checkpoint) -> Fields:
         if made is not None:
             return made
     return checkpoint.json(TOKENIZER_FILE)
+
+
+def _check_truncation(tokenizer: Fields, config: Fields) -> None:
+    """A text that is too long loses its end here; an original that cuts at the front gives vectors of other texts."""
+    truncation = tokenizer.mapping("truncation", default={})
+    for fields, key in ((config, "truncation_side"), (truncation, "direction")):  # the first that is there counts
+        if fields.has(key):
+            if fields.string(key).lower() != "right":
+                raise UnsupportedCheckpointError(
+                    f"{fields.file}: {key} is {short(fields.values[key])}: a text that is too long would lose its "
+                    "beginning, and here it loses its end",
+                    hint=f'where no text is that long, write "truncation_side": "right" into {config.file}',
+                )
+            return
 
 
 def _config(checkpoint: Checkpoint) -> Fields:

@@ -61,6 +61,11 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
         raise UnsupportedCheckpointError(
             f"{config.file}: add_bos_token is set, and {TOKENIZER_FILE}'s post-processor adds no such token"
         )
+    if config.values.get("add_prefix_space") is True:
+        raise UnsupportedCheckpointError(
+            f"{config.file}: add_prefix_space is set, for which transformers puts a space before every text and "
+            "llama.cpp's byte-level BPE does not"
+        )
     pre = _pre_tokenizer(tokenizer, pre_tokenizers, template, model.values.get("ignore_merges") is True)
     key_values = [
         text("tokenizer.ggml.model", "gpt2"),
