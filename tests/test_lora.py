@@ -386,7 +386,7 @@ def test_an_adapter_that_is_missing_or_is_no_gguf(base: Path, tmp_path: Path) ->
         Embedder(base, lora=tmp_path / "a.gguf")
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), "2", None, True])
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1e39, 10**400, "2", None, True])
 def test_a_scale_that_is_no_number(scale: Any, base: Path, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(gguf_bytes(ADAPTER, PAIR))
     with pytest.raises(errors.InvalidOptionError, match="the scale"):

@@ -18,6 +18,7 @@ from edge_embed.gguf_header import GgufHeader, TensorInfo, read_header
 from edge_embed.types import Lora
 
 _FLOAT32: Final = 6  # GGUF's number of the type; llama.cpp reads alpha without asking for it
+_LARGEST: Final = 3.4028234e38  # float32, which llama.cpp takes the scale as
 _TYPES: Final = ("F32", "F16", "BF16", "Q8_0")
 _HALF: Final = re.compile(r"(?P<name>.+)\.lora_(?P<half>[ab])")
 # Where llama.cpp's graphs add an adapter: llm_graph_context::build_lora_mm. Not token_embd: it is looked up there, with
@@ -33,9 +34,9 @@ def check(lora: Lora, model: GgufHeader) -> None:
         ModelNotFoundError: there is no such file.
         ModelFileError: the file is malformed, or its tensors do not fit the model's.
         UnsupportedModelError: it is for another architecture, or has parts that llama.cpp leaves out.
-        InvalidOptionError: the scale is not a number.
+        InvalidOptionError: the scale is not a number, or beyond float32.
     """
-    if type(lora.scale) not in (int, float) or not math.isfinite(lora.scale):
+    if type(lora.scale) not in (int, float) or not abs(lora.scale) <= _LARGEST:
         raise InvalidOptionError(f"the scale of {lora.path} is {lora.scale!r}", hint="1 is the adapter as trained")
     adapter = read_header(lora.path)
     kind = adapter.metadata.get("general.type")
