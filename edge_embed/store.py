@@ -61,7 +61,7 @@ def record_of(path: Path) -> StoredModel | None:
     try:
         values = json.loads(record.read_text(encoding="utf-8"))
         return StoredModel(**{**_checked(values), "path": path})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         warnings.warn(f"{record} cannot be used ({error}); pull the model again, or delete both files", stacklevel=2)
         return None
 

@@ -201,7 +201,7 @@ def test_a_record_is_read_as_it_was_written(own_home: Path) -> None:
     assert store.stored() == [second]
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"name": 3}', "{", "\xff"])
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"name": 3}', "{", "\xff", "[" * 100_000])
 def test_a_record_that_cannot_be_read_is_a_warning(own_home: Path, damage: str) -> None:
     """The other models are still found."""
     good, bad = put(own_home / "a", "a"), put(own_home / "b", "b")
