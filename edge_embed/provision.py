@@ -115,7 +115,7 @@ def plan(name: str, *, revision: str | None = None, update: bool = False) -> Pla
         InvalidOptionError: several files fit, or no type suits this machine.
         HubError: a leaf of it.
     """
-    base, colon, suffix = name.rpartition(":") if not name.startswith(("http:", "https:")) else (name, "", "")
+    base, colon, suffix = name.rpartition(":") if not name.startswith(("http:", "https:", "hf:")) else (name, "", "")
     base, wanted = (base, suffix) if colon else (name, None)
     entry = catalogue.find(base)
     files_only = entry is None or (entry.ready is not None and base.lower() == entry.ready.repository.lower())
@@ -162,7 +162,7 @@ def _plan_known(entry: CatalogueEntry, ftype: str, revision: str | None) -> Plan
         files = [file for file in hub.gguf_files(repository) if hub.gguf_type(file.path) == ftype]
         if len(files) == 1:
             return _plan_file(repository, files[0])
-    repository = hub.inspect(hub.Reference(entry.repository, revision))
+    repository = hub.inspect(hub.parse_reference(entry.repository, revision))
     small, weights = hub.checkpoint_files(repository)
     return Plan(
         name=entry.name,

@@ -86,6 +86,14 @@ def test_files_in_parts_and_none_at_all(server: HubServer) -> None:
     assert "edge-embed convert Org/None" in run("pull", "Org/None").stderr
 
 
+def test_an_address_names_a_repository_and_no_type(server: HubServer, gguf: bytes) -> None:
+    server.add("Org/One-GGUF", {"one-q8_0.gguf": gguf})
+    for address in ("hf://Org/One-GGUF", "https://huggingface.co/Org/One-GGUF"):
+        result = run("pull", address)
+        assert result.exit_code == 0, result.stderr
+        assert "one-q8_0.gguf" in result.stdout
+
+
 def test_a_pulled_model_is_found_by_name(server: HubServer, ready: str) -> None:
     """By its short name and type, its repository, its file; and it is listed."""
     assert run("pull", f"{READY}:q8_0").exit_code == 0
@@ -223,6 +231,13 @@ def test_weights_are_converted_where_there_is_no_ready_file(known: HubServer) ->
     assert "bge-small-en-v1.5:f16" in run("list", "--here").stdout
     verified = run("pull", "bge-small-en-v1.5:f16")
     assert "(verified)" in verified.stdout
+
+
+def test_a_revision_that_can_be_none_is_refused(known: HubServer) -> None:
+    result = run("pull", "bge-small-en-v1.5:f16", "--revision", "../../x")
+    assert result.exit_code == 2
+    assert "cannot be a revision" in result.stderr
+    assert known.requests == []
 
 
 def test_a_person_is_asked_on_a_terminal(known: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
