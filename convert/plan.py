@@ -106,6 +106,8 @@ def opened_plan(
             asked_pooling=pooling,
             lowercase=vocabulary.lowercase,
         )
+        if vocabulary.assumed_eds and settings.pooling != "last":
+            vocabulary = vocabulary.without_eds()  # a mean would be one of a token that the original does not see
         if head is not None:
             settings = replace(settings, activation="sigmoid")  # llama.cpp's softmax over the two rows
         yield Plan(

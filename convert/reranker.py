@@ -25,7 +25,6 @@ from edge_embed.types import Float32Array
 
 from .architectures.family import (
     Family,
-    KeyValue,
     PlannedTensor,
     SkippedTensor,
     in_memory,
@@ -140,12 +139,9 @@ def with_head(
     kept = tuple(s for s in skipped if plain_name(family, s.name) != source)
     used = [s for s in skipped if plain_name(family, s.name) == source]
     kept += tuple(SkippedTensor(s.name, f"two of its rows are {_HEAD}") for s in used if source == "lm_head.weight")
+    bare = vocabulary.without_eds()
     key_values = [
-        KeyValue(entry.key, False, entry.kind) if entry.key == "tokenizer.ggml.add_eos_token" else entry
-        for entry in vocabulary.key_values
-        if entry.key != keys.EDS_TOKEN_ID
-    ]
-    key_values += [
+        *bare.key_values,
         texts(f"{family.arch}.classifier.output_labels", list(LABELS)),
         texts("tokenizer.chat_templates", ["rerank"]),
         # llama.cpp's server knows {query} and {document} only
@@ -153,8 +149,7 @@ def with_head(
         text(keys.RERANK_TEMPLATE, head.template),
         *([text(keys.RERANK_INSTRUCTION, head.instruction)] if head.instruction is not None else []),
     ]
-    notes = tuple(note for note in vocabulary.notes if "ends every text" not in note) + head.notes
-    changed = replace(vocabulary, key_values=tuple(key_values), eds_token_id=None, notes=notes)
+    changed = replace(bare, key_values=tuple(key_values), notes=bare.notes + head.notes)
     return (*planned, tensor), tuple(sorted(kept, key=lambda s: s.name)), changed
 
 

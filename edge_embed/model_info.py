@@ -145,7 +145,7 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         default_prompt_name=read.text(keys.DEFAULT_PROMPT_NAME, "") or None,
         instruction_template=_template(read),
         mrl_dimensions=tuple(sorted(d for d in read.integers(keys.MRL_DIMENSIONS) if 1 <= d <= n_vector)),
-        eds_token_id=None if rerank and rerank.template else _eds_token(read, n_vocab, repairs),
+        eds_token_id=None if rerank and rerank.template else _eds_token(read, n_vocab, resolved, repairs),
         unicode_normalization=_normalization(read, arch, repairs),
         types=dict(Counter(tensor.type_name for tensor in header.tensors.values()).most_common()),
         size_bytes=header.size_bytes,
@@ -306,8 +306,11 @@ def _rerank_template(read: _Metadata) -> tuple[str, str | None]:
     return template, instruction
 
 
-def _eds_token(read: _Metadata, n_vocab: int, repairs: list[str]) -> int | None:
-    """The id that ends every text: design order [EDS], the recorded id, <|endoftext|>, else the file's own flags."""
+def _eds_token(read: _Metadata, n_vocab: int, pooling: Pooling, repairs: list[str]) -> int | None:
+    """The id that ends every text: design order [EDS], the recorded id, <|endoftext|>, else the file's own flags.
+
+    A mean or a first token needs no such end, so there <|endoftext|> is not assumed where the file does not say so.
+    """
     if read.text("tokenizer.ggml.model") == "bert":
         return None  # [SEP], see tokenizer.wordpiece
     tokens = read.tokens
@@ -321,7 +324,9 @@ def _eds_token(read: _Metadata, n_vocab: int, repairs: list[str]) -> int | None:
         eds = tokens.index("[EDS]")
     elif recorded >= 0:
         eds = recorded
-    elif read.text("tokenizer.ggml.pre", "") == "qwen2" and "<|endoftext|>" in tokens:
+    elif (
+        pooling not in ("mean", "cls") and read.text("tokenizer.ggml.pre", "") == "qwen2" and "<|endoftext|>" in tokens
+    ):
         eds = tokens.index("<|endoftext|>")
     else:
         return appended if 0 <= appended < n_vocab else None

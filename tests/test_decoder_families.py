@@ -487,7 +487,7 @@ def test_add_eos_token_counts_where_the_post_processor_says_nothing(module: Any,
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     edited(folder / "tokenizer_config.json", add_eos_token=True)
     report = convert(folder, tmp_path / "m.gguf", ftype="f16")
-    assert any("add_eos_token has" in note for note in report.notes)
+    assert any("by add_eos_token of" in note for note in report.notes)
     with Embedder(report.path, n_threads=1) as embedder:
         found = [embedder.tokenize(text).token_ids.tolist() for text in TEXTS]
     assert found == unpacked(golden(module.NAME))

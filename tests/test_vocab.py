@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from edge_embed import Embedder, errors, keys
 from edge_embed.convert import ConversionReport, convert
@@ -367,6 +368,20 @@ def test_eds_without_a_post_processor_is_the_pad_token_and_never_the_end_of_a_tu
     edited(qwen3 / "tokenizer_config.json", pad_token=None, eos_token={"content": "<|endoftext|>"})
     qwen3.with_suffix(".gguf").unlink()
     refused(qwen3, Unsupported, "nothing says which token ends a text")
+
+
+def test_a_mean_has_no_token_that_the_original_does_not_see(qwen3: Path) -> None:
+    """As of KaLM-Embedding: Qwen2's tokenizer appends nothing, and only last pooling needs a token to read."""
+    edited(qwen3 / "1_Pooling" / "config.json", pooling_mode_lasttoken=False, pooling_mode_mean_tokens=True)
+    with Embedder(attempt(qwen3).path, n_threads=1) as model:
+        assert model.tokenize("the words").token_ids[-1] == 276  # its post-processor says so
+    edited(qwen3 / "tokenizer.json", post_processor=None)
+    report = attempt(qwen3)
+    found = metadata(report.path)
+    assert (report.notes, found["tokenizer.ggml.add_eos_token"], keys.EDS_TOKEN_ID in found) == ((), False, False)
+    with Embedder(report.path) as model:
+        original = Tokenizer.from_file(str(qwen3 / "tokenizer.json"))
+        assert model.tokenize("the words").token_ids.tolist() == original.encode("the words").ids
 
 
 def test_the_vector_ends_with_the_eds_token_of_the_file(tmp_path: Path) -> None:

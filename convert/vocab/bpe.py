@@ -31,7 +31,7 @@ from ..tokenizer_json import (
     unsupported,
     vocab_of,
 )
-from .vocabulary import Vocabulary, asked_end, special_ids, special_texts
+from .vocabulary import ENDS_TEXTS, Vocabulary, asked_end, special_ids, special_texts
 
 # The printable stand-ins of the 256 bytes, as GPT-2 has them.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -76,13 +76,13 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
         text(keys.UNICODE_NORMALIZATION, normalization),
         *added_key_values(added, n_rows),
     ]
-    eds = asked
+    eds, assumed = asked, False
     if template.before:  # an encoder, or a decoder with a token in front: what is added is all there is
         key_values += special_ids(config, by_text, template)
     else:
         end_of_turn = by_text.get(token_text(config, "eos_token") or "")
         pad = by_text.get(token_text(config, "pad_token") or "")
-        eds = _eds_token(template, vocab, by_text, pad, end_of_turn, notes)
+        eds, assumed = _eds_token(template, vocab, by_text, pad, end_of_turn, notes)
         key_values += special_ids(
             Fields({key: config.values.get(key) for key in ("bos_token",)}, config.file),
             by_text,
@@ -94,7 +94,7 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
             key_values.append(uint("tokenizer.ggml.eot_token_id", end_of_turn))
         key_values.append(uint("tokenizer.ggml.padding_token_id", eds if pad is None else pad))
         key_values.append(uint(keys.EDS_TOKEN_ID, eds))
-    return Vocabulary(tuple(key_values), len(tokens), None, eds, tuple(notes))
+    return Vocabulary(tuple(key_values), len(tokens), None, eds, tuple(notes), assumed)
 
 
 def _check_model(model: Fields, vocab: Mapping[str, int]) -> None:
@@ -140,21 +140,22 @@ def _eds_token(
     pad: int | None,
     end_of_turn: int | None,
     notes: list[str],
-) -> int:
-    """The token that ends every text: a literal ``[EDS]``, what the post-processor appends, or the pad token.
+) -> tuple[int, bool]:
+    """The token that ends every text: a literal ``[EDS]``, what the post-processor appends, or the pad token; and
+    whether it is the last, which no file says.
 
     Never the end of a chat turn in the last case: a model that embeds by ``<|im_end|>`` says so in its
     post-processor.
     """
     literal = by_text.get("[EDS]", vocab.get("[EDS]"))
     if literal is not None:
-        return literal
+        return literal, False
     if template.after:
-        return template.after[0]
+        return template.after[0], False
     for candidate, name in ((pad, "the pad token"), (by_text.get("<|endoftext|>"), "<|endoftext|>")):
         if candidate is not None and candidate != end_of_turn:
-            notes.append(f"the post-processor appends nothing: {name} ({candidate}) ends every text")
-            return candidate
+            notes.append(f"the post-processor appends nothing: {name} ({candidate}) {ENDS_TEXTS}")
+            return candidate, True
     raise UnsupportedCheckpointError(
         f"{TOKENIZER_FILE}: nothing says which token ends a text: no [EDS], no post-processor that appends one, "
         "no pad token"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gguf import GGUFValueType
@@ -16,6 +16,9 @@ from ..architectures.family import KeyValue, TokenizerKind, flag, uint
 from ..checkpoint import Fields
 from ..tokenizer_json import Template, model_type, steps_of, token_text, unsupported
 
+ENDS_TEXTS = "ends every text"
+"""How a note ends that names an EDS token which the post-processor does not append."""
+
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
@@ -25,8 +28,9 @@ class Vocabulary:
         key_values: ``tokenizer.ggml.*`` and ``edge_embed.*`` entries.
         n_tokens: tokens, padding rows included.
         lowercase: whether the tokenizer lowercases; None where it has no such step.
-        eds_token_id: the id that ends every text of a last-pooling model, or None.
+        eds_token_id: the id that ends every text, or None.
         notes: what was decided without the checkpoint saying so, one sentence each.
+        assumed_eds: whether no file of the checkpoint says so of that id; only last pooling needs such a token.
     """
 
     key_values: tuple[KeyValue, ...]
@@ -34,6 +38,17 @@ class Vocabulary:
     lowercase: bool | None
     eds_token_id: int | None
     notes: tuple[str, ...]
+    assumed_eds: bool = False
+
+    def without_eds(self) -> Vocabulary:
+        """The same, of a tokenizer that puts nothing behind a text."""
+        key_values = tuple(
+            KeyValue(entry.key, False, entry.kind) if entry.key == "tokenizer.ggml.add_eos_token" else entry
+            for entry in self.key_values
+            if entry.key != keys.EDS_TOKEN_ID
+        )
+        notes = tuple(note for note in self.notes if not note.endswith(ENDS_TEXTS))
+        return replace(self, key_values=key_values, eds_token_id=None, notes=notes, assumed_eds=False)
 
 
 def kind_of(tokenizer: Fields) -> TokenizerKind | None:
@@ -113,7 +128,7 @@ def asked_end(config: Fields, by_text: Mapping[str, int], template: Template, no
     if eos is None:
         raise CheckpointError(f"{config.file}: add_eos_token is set, and eos_token {spelled!r} is no token")
     notes.append(
-        f"{config.file}: add_eos_token has {spelled} ({eos}) end every text; the post-processor does not say so"
+        f"the post-processor appends nothing: by add_eos_token of {config.file}, {spelled} ({eos}) {ENDS_TEXTS}"
     )
     return eos
 
