@@ -35,6 +35,8 @@ _SCALARS: Final[dict[int, str]] = {
 }  # fmt: skip
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _MAX_KEY_BYTES, _MAX_NAME_BYTES, _MAX_DIMS = 65535, 63, 4
+# Far more than any model has. What is read becomes Python objects of many times the bytes in the file.
+_MAX_ENTRIES, _MAX_ITEMS = 1 << 16, 1 << 25
 _MIN_KV_BYTES, _MIN_TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 8 + 4 + 8
 
 
@@ -125,6 +127,8 @@ class _Reader:
         n_tensors, n_kv = self._scalar("Q"), self._scalar("Q")
         if n_kv > self._left // _MIN_KV_BYTES or n_tensors > self._left // _MIN_TENSOR_BYTES:
             raise _MalformedError(f"it announces {n_kv} keys and {n_tensors} tensors, more than fit into the file")
+        if max(n_kv, n_tensors) > _MAX_ENTRIES:
+            raise _MalformedError(f"it announces {n_kv} keys and {n_tensors} tensors, more than {_MAX_ENTRIES}")
         metadata: dict[str, Any] = {}
         for _ in range(n_kv):
             key = self._string("a key", _MAX_KEY_BYTES)
@@ -186,20 +190,20 @@ class _Reader:
 
     def _array(self, key: str) -> Sequence[Any]:
         kind, length = self._scalar("I"), self._scalar("Q")
-        if kind == _STRING:
-            return self._strings(key, length)
-        if kind not in _SCALARS:
+        if kind != _STRING and kind not in _SCALARS:
             raise _MalformedError(f"{key!r} is an array of the unsupported type {kind}")
-        code = _SCALARS[kind]
+        code = _SCALARS.get(kind, "Q")  # a string begins with its length
         if length > self._left // struct.calcsize(code):
             raise _MalformedError(f"{key!r} announces {length} values, more than fit into the file")
+        if length > _MAX_ITEMS:
+            raise _MalformedError(f"{key!r} has {length} values, more than {_MAX_ITEMS}")
+        if kind == _STRING:
+            return self._strings(key, length)
         if kind == _BOOL:
             return self._bools(key, self._take(length))
         return list(struct.unpack(f"<{length}{code}", self._take(length * struct.calcsize("<" + code))))
 
     def _strings(self, key: str, length: int) -> list[str]:
-        if length > self._left // 8:
-            raise _MalformedError(f"{key!r} announces {length} strings, more than fit into the file")
         data, at, size, result = self._data, self._at, self._size, []
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(length):  # the hot loop: 300,000 rounds for a Qwen3 vocabulary

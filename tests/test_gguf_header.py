@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_embed import gguf_header
 from edge_embed.errors import ModelFileError, ModelNotFoundError
 from edge_embed.gguf_header import TENSOR_TYPES, GgufHeader, TensorInfo, read_header
 from tests.tiny_gguf import assemble, gguf_bytes, string, tensor_info, tiny_bert, value
@@ -134,6 +135,8 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "huge number of keys": (assemble([], [], n_kv=HUGE), "more than fit"),
     "huge number of tensors": (assemble([], [], n_tensors=HUGE), "more than fit"),
     "one key too many": (assemble([pair("a", np.uint64(1))], [], n_kv=2), "empty"),
+    "65,537 keys": (assemble([bytes(13 * 65537)], [], n_kv=65537), "more than 65536"),
+    "65,537 tensors": (assemble([], [bytes(32 * 65537)], n_tensors=65537), "more than 65536"),
     "key twice": (assemble([pair("a", np.uint8(1)), pair("a", np.uint8(2))], []), "'a' occurs twice"),
     "empty key": (assemble([pair("", np.uint8(1))], []), "empty"),
     "key of 65,536 bytes": (assemble([pair("k" * 65536, np.uint8(1))], []), "longer than 65535"),
@@ -197,6 +200,15 @@ def test_an_attack_is_refused_by_file_and_reason(data: bytes, said: str, tmp_pat
         header_of(data, tmp_path)
     assert f"{tmp_path}/some model.gguf is not a sound GGUF file" in caught.value.message
     assert said in caught.value.message
+
+
+@pytest.mark.parametrize("items", [np.zeros(101, np.uint8), np.zeros(101, np.bool_), [""] * 101])
+def test_an_array_that_no_model_has_is_refused(items: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python objects it would take many times the bytes that it has in the file."""
+    monkeypatch.setattr(gguf_header, "_MAX_ITEMS", 100)
+    assert len(header_of(assemble([pair("a", items[:100])], []), tmp_path).metadata["a"]) == 100
+    with pytest.raises(ModelFileError, match="'a' has 101 values, more than 100"):
+        header_of(assemble([pair("a", items)], []), tmp_path)
 
 
 def test_a_file_that_is_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
