@@ -116,6 +116,8 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     resolved, source = _pooling(read, arch, pooling)
     rerank = _rerank(header, read, arch, n_embd) if resolved == "rank" else None
     dense = _dense(read, n_embd)
+    if rerank and dense:
+        raise UnsupportedModelError(f"{read.path}: a reranker with Dense layers ({keys.DENSE}*) is not supported")
     n_vector = dense[-1].n_out if dense else n_embd
     limit = min(read.count(keys.MAX_TOKENS, _MAX_CONTEXT, default=n_ctx_train), n_ctx_train)
     if limit < 4:

@@ -370,6 +370,7 @@ def opened(tmp_path: Path, changes: Metadata, **tensors: Any) -> Reranker:
     return Reranker(tmp_path / "x.gguf", n_threads=1)
 
 
+DENSE = {"edge_embed.dense.0.in_features": np.uint32(32), "edge_embed.dense.0.activation": "identity"}
 LABELS, TEMPLATE = "qwen3.classifier.output_labels", "tokenizer.chat_template.rerank"
 
 
@@ -392,6 +393,7 @@ LABELS, TEMPLATE = "qwen3.classifier.output_labels", "tokenizer.chat_template.re
         ({keys.RERANK_TEMPLATE: "{document}{query}"}, {}, ModelFileError, "last"),
         ({keys.RERANK_TEMPLATE: "{instruction}{query}{document}"}, {}, ModelFileError, "is missing"),
         ({keys.RERANK_ACTIVATION: "tanh"}, {}, ModelFileError, "tanh"),
+        ({**DENSE, "edge_embed.dense.0.weight": np.zeros(64, np.float32)}, {}, UnsupportedModelError, "Dense layers"),
         ({"qwen3.pooling_type": np.uint32(3)}, {}, UnsupportedModelError, "is an embedding model"),
     ],
 )
