@@ -26,7 +26,7 @@ from .architectures.family import (
     text,
     uint,
 )
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, Fields
 from .dense import plan_dense
 from .lora import MergedCheckpoint
 from .modules import Modules, Settings, read_modules, read_settings
@@ -88,6 +88,9 @@ def opened_plan(
     modules = read_modules(folder)
     with _opened(modules.transformer, merge_lora) as checkpoint:
         family = family_of(checkpoint.config)
+        # config.json may name its class alone; the reference and the original's tokenizer go by model_type.
+        named = {**checkpoint.config.values, "model_type": family.model_type}
+        checkpoint.config = Fields(named, checkpoint.config.file)
         head = read_head(family, folder, modules, checkpoint, asked=reranker)
         hyper = family.hyper(checkpoint.config)
         tensors, skipped = plan_tensors(family, hyper, checkpoint.tensors)

@@ -25,8 +25,8 @@ from edge_embed.convert.verify import Scope, Verification, check, record, verify
 from edge_embed.errors import InvalidOptionError, VerificationError
 from tests import families
 from tests.checkpoints import build_tiny_bert
-from tests.converting import metadata, small_qwen3
-from tests.families import lora, qwen3_reranker
+from tests.converting import MISSING, edited, metadata, small_qwen3
+from tests.families import cross_bert, lora, qwen3_reranker
 
 TEXTS = [
     "A cat sleeps on the warm windowsill.", "Über die Größe der Äpfel", "How do I bake bread?", "Кошка спит.",
@@ -350,6 +350,16 @@ def test_figures_of_vectors_and_scores() -> None:
 def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in set is a dozen texts; one of the tests below uses the real one."""
     monkeypatch.setattr("edge_embed.convert.verify.TEXTS", TEXTS)
+
+
+def test_a_config_that_names_its_class_alone(tmp_path: Path) -> None:
+    """As config.json of 2019 does, without model_type: what the converter recognized, the reference computes."""
+    folder = cross_bert.build(tmp_path / "m")
+    edited(folder / "config.json", model_type=MISSING)
+    found = convert(folder, tmp_path / "m.gguf", ftype="f16", verify=True).verification
+    assert found is not None
+    assert found.scores is not None
+    assert found.problems == ()
 
 
 @pytest.mark.usefixtures("few_texts")
