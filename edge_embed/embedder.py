@@ -242,7 +242,7 @@ class Embedder:
     ) -> AnyArray:
         """``encode`` with the model's ``query`` prompt, where it has one and the call names no other."""
         if prompt is None and prompt_name is None and instruction is None:
-            prompt_name = self._first_prompt(("query",))
+            prompt_name = prompts.first_name(self.prompts, prompts.QUERY)
         return self.encode(
             sentences,
             prompt_name,
@@ -271,7 +271,7 @@ class Embedder:
     ) -> AnyArray:
         """``encode`` with the model's ``document`` (``passage``, ``corpus``) prompt, where it has one."""
         if prompt is None and prompt_name is None:
-            prompt_name = self._first_prompt(("document", "passage", "corpus"))
+            prompt_name = prompts.first_name(self.prompts, prompts.DOCUMENT)
         return self.encode(
             sentences,
             prompt_name,
@@ -305,9 +305,6 @@ class Embedder:
             instruction_template=self.info.instruction_template,
         )
         return _checked_prompt("the prompt", prefix)
-
-    def _first_prompt(self, names: Sequence[str]) -> str | None:
-        return next((name for name in names if name in self.prompts), None)
 
     def _encode_once(
         self, texts: Sequence[str], prefix: str, truncate: Truncate, max_tokens: int | None

@@ -6,12 +6,15 @@ Pure string work. A template is filled in one pass: nothing inside an instructio
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from edge_embed.errors import InvalidOptionError, UnknownPromptError
 
 INSTRUCTION_SLOT = "{instruction}"
+# What the prompts of queries and of documents are called, the first that a model has counts.
+QUERY: Final = ("query",)
+DOCUMENT: Final = ("document", "passage", "corpus")
 _SLOT: Final = re.compile(r"\{(instruction|query|document)\}")
 # How Qwen3-Reranker names the task. llama.cpp's converter writes the default one in its place.
 _TASK: Final = re.compile(r"<Instruct>: (?P<task>[^\n{}]+)\n")
@@ -66,6 +69,11 @@ def resolve(
         known = ", ".join(sorted(prompts)) or "none"
         raise UnknownPromptError(f"no prompt named {name!r}", hint=f"this model's prompts: {known}")
     return prompts[name]
+
+
+def first_name(prompts: Mapping[str, str], names: Sequence[str]) -> str | None:
+    """The first of the names (``QUERY``, ``DOCUMENT``) that there is a prompt of, or None."""
+    return next((name for name in names if name in prompts), None)
 
 
 def rerank_problem(template: str) -> str:

@@ -17,6 +17,7 @@ import click
 
 from edge_embed.cli.pull import ensure
 from edge_embed.files import INPUT_FORMATS, InputFormat, format_of, read_file, read_stream
+from edge_embed.prompts import DOCUMENT, QUERY, first_name
 
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
@@ -145,7 +146,7 @@ class EncodeOptions:
         """The vectors of texts and what is known about them."""
         name = self.prompt_name
         if self.instruction is None and (self.query or self.document):
-            name = _role_prompt(embedder, "query" if self.query else "document")
+            name = first_name(embedder.prompts, QUERY if self.query else DOCUMENT)
         return embedder.embed(
             texts,
             prompt=self.prompt,
@@ -156,12 +157,6 @@ class EncodeOptions:
             precision=precision,
             truncate=self.truncate,
         )
-
-
-def _role_prompt(embedder: Embedder, role: str) -> str | None:
-    """The prompt that ``encode_query`` or ``encode_document`` would use."""
-    names = ("query",) if role == "query" else ("document", "passage", "corpus")
-    return next((name for name in names if name in embedder.prompts), None)
 
 
 def text_source(command: Command) -> Command:
