@@ -89,12 +89,14 @@ class Tokenizer:
         if n_original > limit:
             if truncate == "error":
                 raise TextTooLongError(index, n_original, limit)
-            n_prompt = len(self.ids(prompt)) if prompt else 0
+            # A space that ends the prompt is mostly part of the text's first token, and goes with it.
+            n_prompt = _n_common(self.ids(prompt), ids) if prompt else 0
             keep = limit - n_special
             if n_prompt >= keep:
                 raise InvalidOptionError(
-                    f"the prompt has {n_prompt} tokens and leaves no room for text {index}: {keep} fit",
-                    hint="shorten the prompt or the instruction, or raise max_tokens",
+                    f"what stands before text {index} has {n_prompt} tokens and leaves no room for it: "
+                    f"{max(keep, 0)} fit",
+                    hint="shorten the prompt, the instruction or the query, or raise max_tokens",
                 )
             rest = len(ids) - (keep - n_prompt)  # where the end of the text begins that is kept
             ids = ids[:keep] if truncate == "right" else [*ids[:n_prompt], *ids[rest:]]
@@ -164,6 +166,11 @@ class Tokenizer:
         if self.normalization == "none":
             return text
         return unicodedata.normalize(cast(Literal["NFC", "NFKC"], self.normalization), text)
+
+
+def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many ids two sequences begin with alike."""
+    return next((n for n, (left, right) in enumerate(zip(a, b, strict=False)) if left != right), min(len(a), len(b)))
 
 
 def check_text(text: object, index: int) -> str:

@@ -174,8 +174,10 @@ def test_only_the_document_is_cut_and_what_stands_behind_it_stays(reranker: Rera
     left = reranker._encode("a query", long, reranker.instruction, "left", 0, limit).token_ids.tolist()
     assert len(left) == limit
     assert left[-n_behind - 9 :] == whole[-n_behind - 9 :]
-    n_before = len(reranker._tokenizer.ids(fill_slots(reranker._before, "a query", reranker.instruction)))
-    assert left[:n_before] == whole[:n_before]
+    before = fill_slots(reranker._before, "a query", reranker.instruction)
+    assert before.endswith(": ")  # this space is in the document's first token, which goes
+    n_before = len(reranker._tokenizer.ids(before[:-1]))
+    assert left == whole[:n_before] + whole[n_before - limit :]
     result = reranker.score([("a query", long)], max_tokens=limit)
     assert (result.n_tokens[0], result.n_original[0], result.truncated[0]) == (limit, len(whole), True)
 
