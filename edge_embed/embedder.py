@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +86,7 @@ class Embedder:
                 "n_threads": n_threads,
                 "n_batch": n_batch,
                 "gpu_layers": gpu_layers,
-                "lora": None if lora is None else Lora(os.fspath(lora), lora_scale),
+                "lora": None if lora is None else Lora(str(lora), lora_scale),
             },
         )
         try:
@@ -171,7 +170,7 @@ class Embedder:
         """
         self._check_open()
         texts = _as_list(texts)
-        if normalize not in (None, True, False):
+        if normalize is not None and not isinstance(normalize, (bool, np.bool_)):
             raise InvalidOptionError(f"normalize is {normalize!r}", hint="True, False or None")
         dim = postprocess.check_dim(
             self.truncate_dim if truncate_dim is None else truncate_dim, self.info.n_embd, precision

@@ -84,6 +84,7 @@ def test_a_text_of_20_million_characters_needs_little_memory() -> None:
         lambda e: e.encode(["a"], precision=np.array([1, 2])),
         lambda e: e.encode(["a"], truncate=np.array([1, 2])),
         lambda e: e.encode(["a"], normalize=5),
+        lambda e: e.encode(["a"], normalize=np.array([True, True])),
         lambda e: e.encode(["a"], truncate_dim=0),
         lambda e: e.encode(["a"], truncate_dim=385),
         lambda e: e.encode(["a"], truncate_dim=True),
