@@ -13,6 +13,7 @@ The figures depend on the processor's kernels in their last digits; on one machi
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -248,7 +249,7 @@ class _Chooser:
             for path, target in targets:
                 frontier = weighted_frontier(units, partial(self._pick, target))
                 chosen = self._choose(model, frontier, target)
-                decisions.append((path, target, frontier, chosen, self._measured(model, frontier, chosen)))
+                decisions.append((path, target, frontier, chosen))
                 points = points or self._points(model, frontier)
         reference = self._vectors(self._source.path)
         return [self._write(*decision, points, reference) for decision in decisions]
@@ -356,8 +357,10 @@ class _Chooser:
         return plan_file(self._source, _recipe(target, chosen, self._source), self._matrix, extra=extra)
 
     def _sentence(self, figures: Figures) -> str:
+        """Of the same length whatever the figures are, so that it can be replaced in the file."""
+        mean, lowest = (f"{cosine:.6f}"[:8] for cosine in (figures.mean_cosine, figures.min_cosine))
         return (
-            f"cosine {figures.mean_cosine:.6f}, lowest {figures.min_cosine:.6f}, top-10 overlap {figures.overlap:.4f} "
+            f"cosine {mean}, lowest {lowest}, top-10 overlap {figures.overlap:.4f} "
             f"on {len(self._texts)} texts ({self._dataset})"
         )
 
@@ -367,7 +370,6 @@ class _Chooser:
         target: Target,
         frontier: Frontier,
         chosen: Assignment,
-        expected: Figures,
         points: Sequence[Point],
         reference: Float32Array,
     ) -> Choice:
@@ -375,19 +377,21 @@ class _Chooser:
         try:
             for _ in range(_EXTRA_STEPS):
                 self._log(f"writing {path.name} and running it")
-                plan = self._plan(chosen, target, self._sentence(expected))
+                plan = self._plan(chosen, target)
                 report = write_file(plan, candidate, threads=self._threads)
                 figures = compare(reference, self._vectors(candidate))
                 if target.max_bytes is not None:
                     assert report.size_bytes <= target.max_bytes, "planned with a sentence of the same length"
                 if target.min_cosine is None or figures.min_cosine >= target.min_cosine:
+                    digest = _with_head(candidate, plan.head, self._plan(chosen, target, self._sentence(figures)).head)
                     candidate.replace(path)
-                    return Choice(replace(report, path=path), figures, tuple(points), len(self._texts), self._n_runs)
+                    report = replace(report, path=path, sha256=digest)
+                    return Choice(report, figures, tuple(points), len(self._texts), self._n_runs)
                 self._log(f"the lowest cosine of the file is {figures.min_cosine:.6f}: buying more")
                 larger = _larger(frontier, chosen)
                 if larger is None:
                     break
-                chosen, expected = larger, figures
+                chosen = larger
         finally:
             candidate.unlink(missing_ok=True)
         raise InvalidOptionError(
@@ -436,6 +440,18 @@ def _scaled(
     (kind, losses), *_ = measured.items()
     errors = {k: sum(model.error_of(t, k) for t in group) for k in possible}
     return {k: losses * (errors[k] / errors[kind] if errors[kind] else 1.0) for k in possible}
+
+
+def _with_head(path: Path, old: bytes, new: bytes) -> str:
+    """Replace a file's head by one of the same length: what a run of the file found; and its new digest."""
+    assert len(old) == len(new), "sentences of the same length"
+    digest = hashlib.sha256()
+    with path.open("r+b") as file:
+        file.write(new)
+        file.seek(0)
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _larger(frontier: Frontier, assignment: Assignment) -> Assignment | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from pathlib import Path
@@ -187,7 +188,9 @@ def test_at_the_size_of_a_plain_type_less_is_lost(model: str, exact: dict[str, P
     assert choice.figures.min_cosine > beside.figures.min_cosine
     found = metadata(tmp_path / "r.gguf")
     assert found[keys.RECIPE] == f"max-size={plain.size_bytes}"
-    assert found[keys.MEASURED].startswith(f"cosine {choice.figures.mean_cosine:.3f}")
+    figures = f"cosine {choice.figures.mean_cosine:.6f}, lowest {choice.figures.min_cosine:.6f}, top-10 overlap "
+    assert found[keys.MEASURED].startswith(f"{figures}{choice.figures.overlap:.4f} on {len(SOME)} texts")  # the file's
+    assert hashlib.sha256((tmp_path / "r.gguf").read_bytes()).hexdigest() == choice.report.sha256
     again = quantize_to_target(exact[model], tmp_path / "again.gguf", target, texts=SOME, threads=1)
     assert again.report.sha256 == choice.report.sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.gguf", "plain.gguf", "r.gguf"]
