@@ -280,6 +280,14 @@ def _cross_encoder(header: GgufHeader, read: _Metadata, arch: str, n_embd: int) 
                 f"{read.path}: the tensor {name!r} {found}",
                 hint="without its whole head it would score otherwise: convert the model with `edge-embed convert`",
             )
+    # What the head takes: BERT's the first token; ModernBERT's this or the mean, which llama.cpp assumes unless told.
+    pooled = read.integer(f"{arch}.classifier.pooling_type", default=2 if arch == "bert" else -1)
+    if POOLING_BY_ID.get(pooled) not in (("cls",) if arch == "bert" else ("cls", "mean")):
+        raise ModelFileError(
+            f"{read.path}: {arch}.classifier.pooling_type is {'missing' if pooled == -1 else pooled}, "
+            "so it is not known what the head takes",
+            hint="convert the model with `edge-embed convert`",
+        )
     types, tokens = header.tensors.get("token_types.weight"), header.tensors.get("token_embd.weight")
     if types is None or tokens is None or len(types.shape) < 2 or types.shape[1] < 2:
         return None

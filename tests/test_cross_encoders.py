@@ -20,6 +20,8 @@ from edge_embed.errors import (
     UnsupportedCheckpointError,
     UnsupportedModelError,
 )
+from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
 from edge_embed.reranker import Reranker
 from edge_embed.types import Batch, Encoding
 from tests import families
@@ -262,9 +264,21 @@ def test_a_file_without_the_dense_layer_is_refused(
         Reranker(path)
 
 
+@pytest.mark.parametrize(("name", "said"), [("cross_bert", 1), ("cross_modern_bert", None), ("cross_modern_bert", 3)])
+def test_what_the_head_takes_is_not_assumed(name: str, said: int | None, made: Callable[[str, str], Path]) -> None:
+    """llama.cpp takes the mean for ModernBERT where the file does not say, and for BERT where it says so."""
+    header = read_header(made(name, "f16"))
+    assert read_model_info(header).rerank is not None
+    key = f"{header.metadata['general.architecture']}.classifier.pooling_type"
+    if said is None:
+        del header.metadata[key]
+    else:
+        header.metadata[key] = said
+    with pytest.raises(ModelFileError, match=f"{key} is {said or 'missing'}"):
+        read_model_info(header)
+
+
 def test_an_architecture_without_a_compared_head_is_refused(made: Callable[[str, str], Path], tmp_path: Path) -> None:
-    from edge_embed.gguf_header import read_header
-    from edge_embed.model_info import read_model_info
     from tests.families import nomic_bert
 
     path = convert(nomic_bert.build(tmp_path / "m"), tmp_path / "m.gguf", ftype="f16").path
