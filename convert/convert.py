@@ -190,7 +190,7 @@ def convert(
             *plan.key_values,
             *mrl_entries(dimensions),
             *_provenance(recipe, planned, types, checkpoint, repository, revision, progress),
-            *(matrix.key_values if matrix is not None else ()),
+            *(matrix.key_values if matrix is not None and weights else ()),
             *(figures(None, scores=plan.settings.pooling == "rank") if verify else ()),
         ]
         infos = [

@@ -198,10 +198,12 @@ def weights_for(
     if matrix is None:
         return {}, ()
     quantized = [(name, n_cols) for name, n_cols, kind in tensors if GGML_QUANT_SIZES[kind][0] > 1]
+    if not quantized:
+        return {}, (f"{matrix.name} has no part in the file: nothing in it is quantized",)
     found = {name: matrix.importance(name, n_cols) for name, n_cols in quantized}
     note = matrix.missing_note([name for name, _ in quantized])
     used = {name: importance for name, importance in found.items() if importance is not None}
-    if quantized and not used:
+    if not used:
         raise CheckpointError(
             f"{matrix.name} has no entry for any of the model's {len(quantized)} quantized tensors",
             hint="the importance matrix was made for another model",

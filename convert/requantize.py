@@ -278,7 +278,8 @@ def plan_file(
         TensorInfo(tensor.name, tensor.shape[::-1], kind.got, tensor_bytes(kind.got, tensor.shape[::-1]))
         for tensor, kind in zip(source.tensors, types, strict=True)
     )
-    head = encode_head(_metadata(source, recipe, fallback_lines(names, types), matrix, extra), infos)
+    used_matrix = matrix if weights else None
+    head = encode_head(_metadata(source, recipe, fallback_lines(names, types), used_matrix, extra), infos)
     return Plan(source, recipe, types, weights, notes + weight_notes, head, infos)
 
 
@@ -359,6 +360,8 @@ def _metadata(
         changes += matrix.key_values
     after = keys.SOURCE_LORA_SHA256 if keys.SOURCE_LORA_SHA256 in entries else keys.SOURCE_SHA256
     stale = [key for key in entries if key.startswith(keys.VERIFY)]
+    if all(kind_of(tensor) in EXACT for tensor in source.tensors):  # no matrix had a part in any of its values
+        stale += [key for key in entries if key.startswith("quantize.imatrix.") or key == keys.IMATRIX_SHA256]
     return replace_entries(entries, changes, after=after, drop=[*_NO_LONGER_TRUE, *stale])
 
 

@@ -14,9 +14,11 @@ from edge_embed import errors, keys
 from edge_embed.convert import FTYPES, convert, ggml
 from edge_embed.convert.imatrix import Columns, ImportanceMatrix, read_imatrix, write_imatrix
 from edge_embed.convert.quantize import RECIPES
+from edge_embed.convert.requantize import quantize
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
 from tests.test_quantize import LAYERS
+from tests.test_verify import Entries, Tensors, rewritten
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,31 @@ def test_what_has_no_entry_is_named_and_the_file_says_what_it_was_made_with(
     assert found["quantize.imatrix.entries_count"] == 6 * LAYERS
     assert found["quantize.imatrix.chunks_count"] == 4
     assert found[keys.IMATRIX_SHA256] == read_imatrix(path).sha256
+
+
+def test_a_matrix_that_has_no_part_in_a_file_is_not_recorded_there(exact: dict[str, Path], tmp_path: Path) -> None:
+    f32 = convert(exact["narrow"], tmp_path / "f32.gguf", ftype="f32").path
+    path = tmp_path / "imatrix.gguf"
+    write_imatrix(path, random_matrix(f32))
+    report = convert(exact["narrow"], tmp_path / "f16.gguf", ftype="f16", imatrix=path)
+    assert report.notes[-1] == "imatrix.gguf has no part in the file: nothing in it is quantized"
+    assert recorded(report.path) == []
+    quantized = quantize(f32, tmp_path / "q.gguf", ftype="q4_0", imatrix=path).path
+    assert len(recorded(quantized)) == 5
+    again = quantize(quantized, tmp_path / "again.gguf", ftype="q5_k_m", allow_requantize=True).path
+    assert recorded(again) == recorded(quantized)  # its values still come from there
+
+    def claim(entries: Entries, _: Tensors) -> None:
+        entries["quantize.imatrix.file"] = ("other.gguf", gguf.GGUFValueType.STRING, None)
+
+    claims = rewritten(f32, tmp_path / "claims.gguf", claim)
+    assert recorded(claims) == ["quantize.imatrix.file"]
+    assert recorded(quantize(claims, tmp_path / "plain.gguf", ftype="q4_0").path) == []
+
+
+def recorded(path: Path) -> list[str]:
+    """The keys that speak of an importance matrix."""
+    return [key for key in metadata(path) if "imatrix" in key]
 
 
 def test_what_is_written_is_read_back(exact: dict[str, Path], tmp_path: Path) -> None:
