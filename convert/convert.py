@@ -42,6 +42,8 @@ from .quantize import (
     chunks,
     encode_rows,
     in_order,
+    is_quantizable,
+    override_notes,
     recipe_named,
     tensor_bytes,
     tensor_type,
@@ -203,7 +205,8 @@ def convert(
             _write_tensors(file, checkpoint, planned, types, weights, threads, progress)
             if verify:
                 verification = _verified(file, plan, min_cosine, verify_progress)
-    notes = plan.notes + weight_notes
+    matrices = [tensor.name for tensor in planned if is_quantizable(tensor.name, tensor.ref.shape)]
+    notes = plan.notes + weight_notes + override_notes(recipe, matrices)
     report = make_report(path, family.arch, title, recipe, infos, types, plan.skipped, notes, file, started)
     seen = verification.notes if verification is not None else ()
     return replace(report, verification=verification, notes=report.notes + seen)

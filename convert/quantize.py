@@ -167,6 +167,16 @@ def tensor_type(recipe: Recipe, name: str, shape: tuple[int, ...], traits: Trait
     return fitting(asked, shape[-1])
 
 
+def override_notes(recipe: Recipe, names: Iterable[str]) -> tuple[str, ...]:
+    """A sentence for each of the recipe's patterns that is found in no matrix's name, most likely a slip of the pen."""
+    known = list(names)
+    return tuple(
+        f"{pattern}={kind.name.lower()} changes nothing: no matrix has such a name"
+        for pattern, kind in recipe.overrides
+        if not any(re.search(pattern, name) for name in known)
+    )
+
+
 def fitting(asked: Kind, n_cols: int) -> TensorType:
     """That type, or the one that llama.cpp falls back to where the rows do not divide into its blocks."""
     block = GGML_QUANT_SIZES[asked][0]

@@ -43,6 +43,7 @@ from .quantize import (
     encode_rows,
     in_order,
     is_quantizable,
+    override_notes,
     recipe_named,
     tensor_bytes,
     tensor_type,
@@ -280,7 +281,10 @@ def plan_file(
     )
     used_matrix = matrix if weights else None
     head = encode_head(_metadata(source, recipe, fallback_lines(names, types), used_matrix, extra), infos)
-    return Plan(source, recipe, types, weights, notes + weight_notes, head, infos)
+    notes += weight_notes + override_notes(
+        recipe, [info.name for info in infos if is_quantizable(info.name, info.shape)]
+    )
+    return Plan(source, recipe, types, weights, notes, head, infos)
 
 
 def write_file(plan: Plan, path: Path, *, threads: int = 2, progress: Progress | None = None) -> ConversionReport:

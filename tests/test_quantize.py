@@ -31,6 +31,7 @@ from edge_embed.convert.quantize import (
     tensor_bytes,
     tensor_type,
 )
+from edge_embed.convert.requantize import quantize
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
 from tests.families import modern_bert
@@ -235,6 +236,14 @@ def test_overrides_apply_to_matrices_the_first_match_first(exact: dict[str, Path
     assert got["blk.1.attn_v.bias"] == got["blk.1.layer_output_norm.weight"] == got["token_embd_norm.weight"] == "F32"
     assert metadata(report.path)[keys.RECIPE] == report.ftype == r"q4_k_m attn_v=f16 blk\.1\.=q8_0 token_embd=bf16"
     assert metadata(report.path)["general.file_type"] == RECIPES["q4_k_m"].file_type
+
+
+def test_a_pattern_that_is_found_nowhere_is_said(exact: dict[str, Path], tmp_path: Path) -> None:
+    overrides = [("attn_v", "f16"), ("atn_v", "q8_0"), ("_norm", "f16")]
+    notes = tuple(f"{entry} changes nothing: no matrix has such a name" for entry in ("atn_v=q8_0", "_norm=f16"))
+    first = convert(exact["bert"], tmp_path / "m.gguf", ftype="f32", overrides=overrides)
+    assert first.notes == notes
+    assert quantize(first.path, tmp_path / "q.gguf", ftype="q8_0", overrides=overrides).notes == notes
 
 
 def test_an_override_falls_back_too(exact: dict[str, Path], tmp_path: Path) -> None:
