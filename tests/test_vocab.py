@@ -143,8 +143,19 @@ def test_a_vocabulary_that_cannot_be(
 
 
 def test_a_missing_tokenizer(bert: Path) -> None:
+    (bert / "vocab.txt").unlink()
     (bert / "tokenizer.json").unlink()
     refused(bert, Broken, r"tokenizer\.json is missing")
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "vocab.json", "spiece.model"])
+def test_a_tokenizer_of_the_time_before(name: str, bert: Path) -> None:
+    """The download may be complete, and the file has to be made."""
+    (bert / "vocab.txt").unlink()
+    (bert / "tokenizer.json").rename(bert / name)
+    with pytest.raises(Unsupported, match=f"has {name} and no tokenizer.json") as caught:
+        attempt(bert)
+    assert "save_pretrained" in (caught.value.hint or "")
 
 
 def test_an_added_token_whose_id_is_anothers(bert: Path, qwen3: Path) -> None:

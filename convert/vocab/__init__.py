@@ -28,6 +28,10 @@ _CONVERTERS = {
 }
 
 
+# Where tokenizers were kept before tokenizer.json: WordPiece, byte-level BPE, SentencePiece of other classes.
+_OLDER_FILES = ("vocab.txt", "vocab.json", "spiece.model")
+
+
 def read_vocabulary(
     checkpoint: Checkpoint, kinds: TokenizerKind | tuple[TokenizerKind, ...], n_rows: int
 ) -> Vocabulary:
@@ -60,12 +64,20 @@ def read_tokenizer(checkpoint: Checkpoint) -> Fields:
 
     Raises:
         CheckpointError: missing or malformed.
-        UnsupportedCheckpointError: a ``.model`` file that cannot be read, or of a class that is not known.
+        UnsupportedCheckpointError: a ``.model`` file that cannot be read, or of a class that is not known; an older
+            format alone.
     """
     if not checkpoint.has(TOKENIZER_FILE):
         made = tokenizer_of_model_file(checkpoint, _config(checkpoint))
         if made is not None:
             return made
+        older = next((name for name in _OLDER_FILES if checkpoint.has(name)), None)
+        if older is not None:
+            raise UnsupportedCheckpointError(
+                f"{checkpoint.folder.name} has {older} and no {TOKENIZER_FILE}, and only the latter says all of what a "
+                "tokenizer does",
+                hint="complete the download, or make it: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
+            )
     return checkpoint.json(TOKENIZER_FILE)
 
 
