@@ -1,17 +1,28 @@
-"""What the data sheets of the decoders share: sizes, rotation, and which way attention looks.
+"""What the data sheets of the decoders share: sizes, rotation, which way attention looks, and what is left out.
 
-Knows config.json's fields in the spellings of transformers 4 and 5. Knows no tensors.
+Knows config.json's fields in the spellings of transformers 4 and 5. Knows no tensors that are converted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Final
 
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
 from .family import Hyper, KeyValue, flag, must_be, real, uint
+
+# Tensors of a decoder that are left out of an embedding model, as in ``Family.skipped``.
+SKIPPED: Final = (
+    (
+        r"lm_head\.weight",
+        "the output matrix over the vocabulary; embeddings come before it, and llama.cpp reads the "
+        "token embeddings in its place where it is absent",
+    ),
+    (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
+)
 
 
 def rope_parameters(config: Fields) -> Fields:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..checkpoint import Fields
-from .decoder import attends_back_only, causal_entry, hyper_of, own_code_notes, rope_factors
+from .decoder import SKIPPED, attends_back_only, causal_entry, hyper_of, own_code_notes, rope_factors
 from .family import Family, Hyper, Row, must_be, uint
 
 
@@ -74,14 +74,7 @@ LLAMA = Family(
         Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
         Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
     ),
-    skipped=(
-        (
-            r"lm_head\.weight",
-            "the output matrix over the vocabulary; embeddings come before it, and llama.cpp reads the "
-            "token embeddings in its place where it is absent",
-        ),
-        (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
-    ),
+    skipped=SKIPPED,
 )
 
 MISTRAL = replace(

@@ -13,7 +13,7 @@ from typing import Final
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
-from .decoder import attends_back_only, causal_entry, hyper_of, rope_kind, rope_parameters
+from .decoder import SKIPPED, attends_back_only, causal_entry, hyper_of, rope_kind, rope_parameters
 from .family import Family, Hyper, Row, must_be
 
 # What the model card of Qwen3-Reranker puts a pair in, and the task that it names where a user names none.
@@ -78,14 +78,7 @@ QWEN3 = Family(
         Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
         Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
     ),
-    skipped=(
-        (
-            r"lm_head\.weight",
-            "the output matrix over the vocabulary; embeddings come before it, and llama.cpp reads the "
-            "token embeddings in its place where it is absent",
-        ),
-        (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
-    ),
+    skipped=SKIPPED,
 )
 
 QWEN3_CROSS = replace(
@@ -93,5 +86,5 @@ QWEN3_CROSS = replace(
     classes=("Qwen3ForSequenceClassification",),
     refused={},
     default_pooling="rank",
-    skipped=(*QWEN3.skipped, (r"score\.weight", "the head, see convert/reranker.py")),
+    skipped=(*SKIPPED, (r"score\.weight", "the head, see convert/reranker.py")),
 )
