@@ -2,7 +2,7 @@
 
 The metadata is copied as the bytes that it is stored in, save what is no longer true: the file type, the recipe, the
 fall-backs, figures of a verification. So a file quantized from the float32 GGUF of a checkpoint is, byte for byte,
-the file that converting the checkpoint gives.
+the file that converting the checkpoint without a verification gives.
 """
 
 from __future__ import annotations

@@ -63,8 +63,9 @@ def quantize(
 ) -> None:
     """Write a GGUF again with other types.
 
-    IN.gguf is an F32, F16 or BF16 file; all of its metadata is kept, and OUT.gguf is byte for byte what converting the
-    checkpoint gives. It is read and written tensor by tensor, and gets its name when it is whole. With --max-size or
+    IN.gguf is an F32, F16 or BF16 file. Its metadata is kept, save what is no longer true, such as figures of a
+    verification. Where it holds the checkpoint's weights without loss, OUT.gguf is byte for byte what `convert
+    --no-verify` gives. It is read and written tensor by tensor, and gets its name when it is whole. With --max-size or
     --min-cosine each matrix's type is chosen by what it costs the vectors: the model is run, and must fit into memory.
     """
     from edge_embed.convert.recipe import quantize_to_target
