@@ -16,6 +16,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 
 from edge_embed.cli import main
 from edge_embed.convert import convert
+from edge_embed.convert.architectures.bert import GELUS
 from edge_embed.convert.architectures.family import KeyValue
 from edge_embed.convert.compare import score_loss, vector_loss
 from edge_embed.convert.container import patch_numbers
@@ -350,6 +351,15 @@ def test_figures_of_vectors_and_scores() -> None:
 def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in set is a dozen texts; one of the tests below uses the real one."""
     monkeypatch.setattr("edge_embed.convert.verify.TEXTS", TEXTS)
+
+
+@pytest.mark.parametrize("act", GELUS)
+def test_every_activation_that_is_converted_has_a_reference(act: str, tmp_path: Path) -> None:
+    folder = build_tiny_bert(tmp_path / "m")
+    edited(folder / "config.json", hidden_act=act)
+    found = convert(folder, tmp_path / "m.gguf", ftype="f16", verify=True).verification
+    assert found is not None
+    assert found.problems == ()
 
 
 def test_a_config_that_names_its_class_alone(tmp_path: Path) -> None:

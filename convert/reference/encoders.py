@@ -19,6 +19,7 @@ from .ops import Parameters, Tokens, attention, gelu, gelu_tanh, heads, rotate, 
 
 ACTIVATIONS: dict[str, Callable[[Float32Array], Float32Array]] = {
     "gelu": gelu,
+    "gelu_fast": gelu_tanh,
     "gelu_new": gelu_tanh,
     "gelu_pytorch_tanh": gelu_tanh,
     "relu": lambda x: np.maximum(x, 0),
