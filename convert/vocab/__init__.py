@@ -90,7 +90,8 @@ def _check_truncation(tokenizer: Fields, config: Fields) -> None:
                 raise UnsupportedCheckpointError(
                     f"{fields.file}: {key} is {short(fields.values[key])}: a text that is too long would lose its "
                     "beginning, and here it loses its end",
-                    hint=f'where no text is that long, write "truncation_side": "right" into {config.file}',
+                    hint=f'write "truncation_side": "right" into {config.file}; a call cuts at the front where it says '
+                    'so (truncate="left", which keeps the prompt)',
                 )
             return
 
