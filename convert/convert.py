@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from edge_embed import keys
-from edge_embed.errors import InvalidOptionError, VerificationError
+from edge_embed.errors import InvalidOptionError
 from edge_embed.types import Float32Array, Pooling
 
 from . import ggml
@@ -49,7 +49,7 @@ from .quantize import (
     tensor_type,
 )
 from .values import read_rows
-from .verify import Verification, check, figures, require_runtime
+from .verify import Verification, check, figures, require_passed, require_runtime
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +218,7 @@ def _verified(file: GGUFOutput, plan: Plan, min_cosine: float | None, progress: 
     Raises:
         VerificationError: it does not compute what the checkpoint does; the file is not kept then.
     """
-    found = check(file.flush(), plan, min_cosine=min_cosine, progress=progress)
-    if not found.passed:
-        raise VerificationError(
-            "; ".join(found.problems[:3]) + ("; ..." if len(found.problems) > 3 else ""),
-            hint="the file was not kept. --min-cosine sets how much may be lost, --no-verify writes it unseen; where "
-            "nothing but loss by quantization should be wrong, this is a bug",
-        )
+    found = require_passed(check(file.flush(), plan, min_cosine=min_cosine, progress=progress))
     file.patch(figures(found, scores=found.scores is not None))
     return replace(found, path=file.path)
 

@@ -43,9 +43,12 @@ from .modules import read_modules
 from .quantize import RECIPES, Recipe, is_quantizable, recipe_named, tensor_bytes
 from .requantize import EXACT, GGUFSource, Plan, kind_of, plan_file, write_file
 from .tradeoff import Assignment, Frontier, Unit, weighted_frontier
+from .verify import Verification, figures, require_passed
 
 Log = Callable[[str], None]
 """Called with a sentence about what is being done."""
+Verify = Callable[[Path], Verification]
+"""Compares a finished file with the checkpoint."""
 
 _FILE_TYPES = {
     Kind.F16: LlamaFileType.MOSTLY_F16,
@@ -155,6 +158,7 @@ def quantize_to_target(
     threads: int = 2,
     log: Log = lambda _: None,
     progress: Progress | None = None,
+    verify: Verify | None = None,
 ) -> Choice:
     """Write a GGUF again with the types that lose least at a size, or weigh least at a loss.
 
@@ -168,8 +172,10 @@ def quantize_to_target(
         threads: how many threads quantize and compute.
         log: told what is going on.
         progress: called with (measurements done, in all, tensor's name).
+        verify: compares the file with the checkpoint before it gets its name; the figures are recorded.
 
     Raises:
+        VerificationError: ``verify`` found that it computes something else.
         InvalidOptionError: the target cannot be met, or the source is quantized already.
         ModelError, ConversionError, EngineError: as ``quantize`` and ``Embedder``.
     """
@@ -182,6 +188,7 @@ def quantize_to_target(
         threads=threads,
         log=log,
         progress=progress,
+        verify=verify,
     )
     return choice
 
@@ -196,6 +203,7 @@ def quantize_to_targets(
     threads: int = 2,
     log: Log = lambda _: None,
     progress: Progress | None = None,
+    verify: Verify | None = None,
 ) -> list[Choice]:
     """``quantize_to_target`` for several outputs, measuring once; the frontier is the first target's."""
     chosen = texts_or_default(texts)
@@ -207,7 +215,7 @@ def quantize_to_targets(
                 f"{opened.path} is quantized already ({quantized[0]}, ...): what more of it costs cannot be measured",
                 hint="give the F32, F16 or BF16 file, or convert the checkpoint",
             )
-        chooser = _Chooser(opened, chosen, dataset, matrix, threads, log, progress)
+        chooser = _Chooser(opened, chosen, dataset, matrix, threads, log, progress, verify)
         return chooser.run(
             [
                 (output_path(output, f"{opened.name}-{target.label}.gguf".replace("/", "-")), target)
@@ -228,7 +236,9 @@ class _Chooser:
         threads: int,
         log: Log,
         progress: Progress | None,
+        verify: Verify | None,
     ) -> None:
+        self._verify = verify
         self._source, self._texts, self._dataset = source, texts, dataset
         self._matrix, self._threads, self._log, self._progress = matrix, threads, log, progress
         self._n_runs = 0
@@ -351,9 +361,13 @@ class _Chooser:
 
     # 3. write and run
 
-    def _plan(self, assignment: Assignment, target: Target, measured: str = "") -> Plan:
+    def _plan(
+        self, assignment: Assignment, target: Target, measured: str = "", verified: Verification | None = None
+    ) -> Plan:
         chosen = {t.name: kind for group, kind in zip(self._groups, assignment, strict=True) for t in group}
         extra = [text(keys.MEASURED, measured or self._sentence(Figures(0, 0, 0)))]
+        if self._verify is not None:
+            extra += figures(verified, scores=False)
         return plan_file(self._source, _recipe(target, chosen, self._source), self._matrix, extra=extra)
 
     def _sentence(self, figures: Figures) -> str:
@@ -373,21 +387,24 @@ class _Chooser:
         points: Sequence[Point],
         reference: Float32Array,
     ) -> Choice:
-        candidate = path.with_name(path.name + ".candidate")
+        candidate = path.with_name(f"{path.name}.{os.getpid()}.candidate")
         try:
             for _ in range(_EXTRA_STEPS):
                 self._log(f"writing {path.name} and running it")
                 plan = self._plan(chosen, target)
                 report = write_file(plan, candidate, threads=self._threads)
-                figures = compare(reference, self._vectors(candidate))
+                loss = compare(reference, self._vectors(candidate))
                 if target.max_bytes is not None:
                     assert report.size_bytes <= target.max_bytes, "planned with a sentence of the same length"
-                if target.min_cosine is None or figures.min_cosine >= target.min_cosine:
-                    digest = _with_head(candidate, plan.head, self._plan(chosen, target, self._sentence(figures)).head)
+                if target.min_cosine is None or loss.min_cosine >= target.min_cosine:
+                    verified = None if self._verify is None else require_passed(self._verify(candidate))
+                    whole = self._plan(chosen, target, self._sentence(loss), verified)
+                    digest = _with_head(candidate, plan.head, whole.head)
                     candidate.replace(path)
-                    report = replace(report, path=path, sha256=digest)
-                    return Choice(report, figures, tuple(points), len(self._texts), self._n_runs)
-                self._log(f"the lowest cosine of the file is {figures.min_cosine:.6f}: buying more")
+                    verified = None if verified is None else replace(verified, path=path)
+                    report = replace(report, path=path, sha256=digest, verification=verified)
+                    return Choice(report, loss, tuple(points), len(self._texts), self._n_runs)
+                self._log(f"the lowest cosine of the file is {loss.min_cosine:.6f}: buying more")
                 larger = _larger(frontier, chosen)
                 if larger is None:
                     break
@@ -483,6 +500,7 @@ def convert_to_target(
     threads: int = 2,
     log: Log = lambda _: None,
     progress: Progress | None = None,
+    verify: Verify | None = None,
 ) -> Choice:
     """Convert a checkpoint with the types that ``quantize_to_target`` chooses.
 
@@ -501,6 +519,7 @@ def convert_to_target(
         threads: see there.
         log: see there.
         progress: see there.
+        verify: see there.
     """
     place = Path.cwd() if output is None else Path(output)
     place = place if place.is_dir() else place.parent
@@ -519,6 +538,7 @@ def convert_to_target(
             threads=threads,
             log=log,
             progress=progress,
+            verify=verify,
         )
     finally:
         exact.unlink(missing_ok=True)

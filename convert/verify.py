@@ -23,7 +23,7 @@ import numpy as np
 from gguf import GGUFValueType
 
 from edge_embed import keys
-from edge_embed.errors import InputError, InvalidOptionError, ModelError, NonFiniteError
+from edge_embed.errors import InputError, InvalidOptionError, ModelError, NonFiniteError, VerificationError
 from edge_embed.gguf_header import GgufHeader, read_header
 from edge_embed.types import Float32Array, Pooling
 
@@ -235,6 +235,21 @@ def figures(found: Verification | None, *, scores: bool) -> list[KeyValue]:
     values = (0.0, 0.0, 0.0) if vectors is None else (vectors.min_cosine, vectors.mean_cosine, vectors.overlap)
     names = (keys.VERIFY_MIN_COSINE, keys.VERIFY_MEAN_COSINE, keys.VERIFY_OVERLAP)
     return entries + [KeyValue(key, round(value, 5), number) for key, value in zip(names, values, strict=True)]
+
+
+def require_passed(found: Verification) -> Verification:
+    """What was found, where nothing is wrong.
+
+    Raises:
+        VerificationError: the file does not compute what the checkpoint does, and is not to be kept.
+    """
+    if not found.passed:
+        raise VerificationError(
+            "; ".join(found.problems[:3]) + ("; ..." if len(found.problems) > 3 else ""),
+            hint="the file was not kept. --min-cosine sets how much may be lost, --no-verify writes it unseen; where "
+            "nothing but loss by quantization should be wrong, this is a bug",
+        )
+    return found
 
 
 def record(path: Path, found: Verification) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from edge_embed.convert.measure import MeasuredModel, compare
 from edge_embed.convert.recipe import Target, convert_to_target, groups_of, quantize_to_target, scheme_for
 from edge_embed.convert.requantize import GGUFSource, quantize
 from edge_embed.convert.tradeoff import Frontier, Unit, weighted_frontier
+from edge_embed.convert.verify import Verification
+from edge_embed.convert.verify import verify as verify_file
 from edge_embed.engine.observe import WeightObserver
 from edge_embed.gguf_header import TensorInfo
 from tests.checkpoints import build_tiny_bert
@@ -236,6 +239,19 @@ def test_a_checkpoint_is_converted_to_the_target_and_nothing_is_left_behind(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["direct.gguf", "via.gguf"]
 
 
+def test_a_chosen_file_that_fails_its_verification_is_not_kept(exact: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+
+    def verify(file: Path) -> Verification:
+        assert file != path
+        found = verify_file(file, exact["checkpoint"], texts=SOME[:3], n_threads=1)
+        return replace(found, problems=("the network is another one",))
+
+    with pytest.raises(errors.VerificationError, match="the network is another one"):
+        quantize_to_target(exact["qwen3"], path, Target(max_bytes=900_000), texts=SOME[:4], threads=1, verify=verify)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_met_is_refused_and_leaves_nothing(exact: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     with pytest.raises(errors.InvalidOptionError, match="no file of this model fits into 1,000 bytes"):
@@ -296,11 +312,15 @@ def test_convert_takes_a_target_in_place_of_a_type(exact: dict[str, Path], tmp_p
     path = tmp_path / "m.gguf"
     texts = tmp_path / "texts.txt"
     texts.write_text("\n".join(SOME[:6]), "utf-8")
-    options = ["-o", str(path), "--no-verify", "--threads", "1", "--calibration", str(texts)]
+    options = ["-o", str(path), "--threads", "1", "--calibration", str(texts)]
     result = CliRunner().invoke(main, ["convert", str(exact["checkpoint"]), "--max-size", "1MB", *options])
     assert result.exit_code == 0, result.output
     assert path.stat().st_size <= 10**6
     assert "at the worst text" in result.output
+    assert hashlib.sha256(path.read_bytes()).hexdigest() in result.output
+    values = metadata(path)
+    assert values["edge_embed.verify.texts"] > 0, "the chosen file itself is held against the checkpoint"
+    assert 0.9 < values["edge_embed.verify.min_cosine"] <= values["edge_embed.verify.mean_cosine"] < 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "texts.txt"]
     for wrong in (["--max-size", "1MB", "--type", "q8_0"], ["--type", "q8_0", "--calibration", str(texts)]):
         assert CliRunner().invoke(main, ["convert", str(exact["checkpoint"]), "-o", str(path), *wrong]).exit_code == 2

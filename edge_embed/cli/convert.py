@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -144,6 +145,7 @@ def convert(
     from edge_embed.convert import convert as run
     from edge_embed.convert import convert_adapter
     from edge_embed.convert.recipe import convert_to_target
+    from edge_embed.convert.verify import verify as verify_file
     from edge_embed.engine.devices import default_threads
     from edge_embed.progress import BytesProgress
     from edge_embed.sources import find_checkpoint
@@ -203,6 +205,14 @@ def convert(
             if target is None:
                 report = converted(output, ftype or "q8_0", min_cosine, recipe.imatrix)
             else:
+                held = partial(
+                    verify_file,
+                    source=folder,
+                    pooling=pooling,
+                    merge_lora=merge_lora,
+                    reranker=reranker or found.reranker,
+                    n_threads=threads,
+                )
                 with Shown(enabled=progress) as shown:
                     choice = convert_to_target(
                         folder,
@@ -216,6 +226,7 @@ def convert(
                         threads=threads,
                         log=shown.log,
                         progress=shown,
+                        verify=held if verify else None,
                     )
                 report = choice.report
     for line in summary(report):
