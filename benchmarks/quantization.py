@@ -1,6 +1,6 @@
 """What every type costs: plain, with an importance matrix, and chosen by measurement.
 
-    python -m benchmarks.quantization --data DIR --checkpoint DIR --record FILE [--set scifact] [--texts N] [--rows NAME...]
+    python -m benchmarks.quantization --data DIR --checkpoint DIR --record FILE [--set scifact] [--rows NAME...]
 
 Against the original model in float32 on STS-B (test): size, lowest and mean cosine, Spearman. With ``--set`` the rows
 named by ``--rows`` are also scored by nDCG@10 on that BEIR set, which takes minutes a file. The importance matrix and
