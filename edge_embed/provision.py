@@ -257,13 +257,16 @@ def pull(
         ModelNotFoundError, InvalidOptionError: as for ``plan``.
         HubError, ConversionError: leaves of these.
     """
-    here = None if update or revision else _here(name)
+    stored = _here(name)
+    here = None if update or revision else stored
     if offline and (here is None or store.sha256(here.path) != here.sha256):
         raise HubUnavailableError(
             f"{name} {'is not here' if here is None else 'is damaged'}, and only what is here may be used",
             hint="do without --offline once, with a connection",
         )
     if here is None:
+        if update and stored is not None and catalogue.find(name) is not None:
+            name = f"{stored.name}:{stored.ftype}"  # the newest of what is here, whatever type suits the machine now
         planned = plan(name, revision=revision, update=update)
         before(planned)
         return carry_out(planned, show_progress_bar=show_progress_bar)

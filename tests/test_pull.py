@@ -217,6 +217,14 @@ def test_a_ready_file_is_pulled_where_there_is_one(known: HubServer, monkeypatch
     assert known.requests == []
 
 
+def test_an_update_keeps_the_type_that_is_here(known: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("pull", "qwen3-embedding-0.6b:q8_0").exit_code == 0
+    monkeypatch.setattr(provision, "suitable_type", lambda _: "q4_k_m")
+    result = run("pull", "qwen3-embedding-0.6b", "--update")
+    assert result.exit_code == 0, result.stderr
+    assert "Qwen3-Embedding-0.6B-Q8_0.gguf" in result.stdout
+
+
 def test_weights_are_converted_where_there_is_no_ready_file(known: HubServer) -> None:
     """To the type that was named, under the short name, with where it is from."""
     result = run("embed", "-m", "bge-small-en-v1.5:f16", "--yes", "--query", "x")
