@@ -18,9 +18,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from benchmarks.datasets import stsb, tokenizer_stress
+from benchmarks.metrics import original_vectors, sts_spearman
 from edge_embed import Embedder
 from edge_embed.catalogue import resolve
-from edge_embed.types import Float32Array
 
 
 def main() -> None:
@@ -40,8 +40,9 @@ def main() -> None:
     expected_ids = [encoding.ids for encoding in tokenizer.encode_batch(stress)]
 
     first, second, scores = stsb(options.data)
-    original = _original(options.checkpoint, [*first, *second], options.record)
-    print(f"{len(stress)} texts for ids; {len(first)} pairs of STS-B; original's Spearman {_sts(original, scores):.4f}")
+    original = original_vectors(options.checkpoint, [*first, *second], options.record)
+    spearman_then = sts_spearman(original, scores)
+    print(f"{len(stress)} texts for ids; {len(first)} pairs of STS-B; original's Spearman {spearman_then:.4f}")
     print("| file | MB | equal ids | min cosine | mean cosine | below 0.999 | Spearman | difference |")
     print("|---|---|---|---|---|---|---|---|")
     for path in models:
@@ -49,11 +50,11 @@ def main() -> None:
             equal = sum(_same(embedder, text, ids) for text, ids in zip(stress, expected_ids, strict=True))
             vectors = embedder.encode([*first, *second])
         cosine = (vectors.astype(np.float64) * original).sum(axis=1)
-        spearman = _sts(vectors, scores)
+        spearman = sts_spearman(vectors, scores)
         print(
             f"| {path.name} | {path.stat().st_size / 1e6:.1f} | {equal}/{len(stress)} | {cosine.min():.6f} | "
             f"{cosine.mean():.6f} | {int((cosine < 0.999).sum())} | {spearman:.4f} | "
-            f"{spearman - _sts(original, scores):+.4f} |"
+            f"{spearman - spearman_then:+.4f} |"
         )
 
 
@@ -63,33 +64,6 @@ def _same(embedder: Embedder, text: str, expected: list[int]) -> bool:
     if found.truncated:
         expected = [*expected[: found.n_tokens - 1], expected[-1]] if len(expected) == found.n_original else []
     return found.token_ids.tolist() == expected
-
-
-def _original(folder: Path, texts: list[str], record: Path | None) -> Float32Array:
-    if record is not None and record.exists():
-        return np.asarray(np.load(record), dtype=np.float32)
-    from tests.oracle import encoder
-
-    vectors = encoder(folder, texts, pooling="mean", max_tokens=256)
-    if record is not None:
-        np.save(record, vectors)
-    return vectors
-
-
-def _sts(vectors: Float32Array, scores: list[float]) -> float:
-    half = len(vectors) // 2
-    return _spearman((vectors[:half] * vectors[half:]).sum(axis=1), np.array(scores))
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks with ties averaged."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2)[inverse]
 
 
 if __name__ == "__main__":

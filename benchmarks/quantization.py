@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.datasets import beir, stsb
-from benchmarks.fidelity import _original, _sts
-from benchmarks.retrieval import _ndcg
+from benchmarks.datasets import stsb
+from benchmarks.metrics import original_vectors, retrieval, sts_spearman
 from edge_embed import Embedder
 from edge_embed.convert import FTYPES, convert
 from edge_embed.convert.calibrate import calibrate
@@ -46,8 +45,8 @@ def main() -> None:
 
     first, second, scores = stsb(options.data)
     sentences = [*first, *second]
-    original = _original(options.checkpoint, sentences, options.record).astype(np.float64)
-    print(f"{len(first)} pairs of STS-B; original's Spearman {_sts(original.astype(np.float32), scores):.4f}")
+    original = original_vectors(options.checkpoint, sentences, options.record).astype(np.float64)
+    print(f"{len(first)} pairs of STS-B; original's Spearman {sts_spearman(original.astype(np.float32), scores):.4f}")
     texts = [TEXTS[i] for i in np.linspace(0, len(TEXTS) - 1, options.texts).round().astype(int)]
     with tempfile.TemporaryDirectory() as temporary:
         files = _files(options.checkpoint, options.keep or Path(temporary), texts, options.threads)
@@ -59,27 +58,30 @@ def main() -> None:
                 vectors = embedder.encode(sentences)
                 cosine = (vectors.astype(np.float64) * original).sum(axis=1)
                 asked = options.set and (options.rows is None or name in options.rows)
-                ndcg = f"{_retrieval(embedder, options.data / options.set):.4f}" if asked else ""
+                ndcg = f"{retrieval(embedder, options.data / options.set)[0]:.4f}" if asked else ""
             print(
                 f"| {name} | {path.stat().st_size / 1e6:.2f} | {cosine.min():.5f} | {cosine.mean():.5f} | "
-                f"{int((cosine < 0.99).sum())} | {_sts(vectors, scores):.4f} | {ndcg} |",
+                f"{int((cosine < 0.99).sum())} | {sts_spearman(vectors, scores):.4f} | {ndcg} |",
                 flush=True,
             )
 
 
 def _files(checkpoint: Path, folder: Path, texts: list[str], threads: int) -> dict[str, Path]:
     """Every file of the table by its row's name; those that are there already are not made again."""
-    exact = folder / "f32.gguf"
-    convert(checkpoint, exact, ftype="f32", name="model")
-    imatrix = folder / "imatrix.gguf"
-    calibrate(exact, texts, imatrix, threads=threads)
+    exact, imatrix = folder / "f32.gguf", folder / "imatrix.gguf"
+    if not exact.exists():
+        convert(checkpoint, exact, ftype="f32", name="model")
+    if not imatrix.exists():
+        calibrate(exact, texts, imatrix, threads=threads)
     files = {}
     for ftype in FTYPES:
-        files[ftype] = folder / f"{ftype}.gguf"
-        quantize(exact, files[ftype], ftype=ftype)
+        matrices = {ftype: None}
         if not ftype.endswith(("32", "16")) and ftype != "q8_0":
-            files[f"{ftype}, imatrix"] = folder / f"{ftype}-imatrix.gguf"
-            quantize(exact, files[f"{ftype}, imatrix"], ftype=ftype, imatrix=imatrix)
+            matrices[f"{ftype}, imatrix"] = imatrix
+        for name, matrix in matrices.items():
+            files[name] = folder / f"{name.replace(', ', '-')}.gguf"
+            if not files[name].exists():
+                quantize(exact, files[name], ftype=ftype, imatrix=matrix)
     targets: dict[str, Target] = {
         f"recipe, size of {ftype}": Target(max_bytes=files[ftype].stat().st_size) for ftype in SIZES
     }
@@ -98,15 +100,6 @@ def _files(checkpoint: Path, folder: Path, texts: list[str], threads: int) -> di
             )
         files |= made
     return files
-
-
-def _retrieval(embedder: Embedder, folder: Path) -> float:
-    documents, queries, qrels = beir(folder)
-    found = embedder.encode_document(list(documents.values()))
-    asked = embedder.encode_query(list(queries.values()))
-    ranked = np.argsort(-(asked @ found.T), axis=1, kind="stable")[:, :10]
-    ids = list(documents)
-    return float(np.mean([_ndcg([ids[i] for i in row], qrels[q]) for q, row in zip(queries, ranked, strict=True)]))
 
 
 if __name__ == "__main__":
