@@ -29,7 +29,8 @@ from tests.converting import small_qwen3
 
 # The command line; half-way it waits until a file says that it may go on.
 PATIENT = """
-import itertools, pathlib, sys, time
+import itertools, pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background starts without
 from edge_embed.convert import quantize
 from edge_embed.cli.app import main
 module = sys.modules["edge_embed.convert.convert"]
