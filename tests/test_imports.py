@@ -17,9 +17,9 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     ("errors", "keys", "pipelines"),
     ("types",),
-    ("batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
-    ("store",),
-    ("catalogue", "hub"),
+    ("architectures", "batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
+    ("metadata", "store"),
+    ("catalogue", "hub", "rerank_info", "soundness"),
     ("model_info", "sources", "tokenizer"),
     ("engine",),
     ("provision",),

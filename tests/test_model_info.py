@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from edge_embed import keys
+from edge_embed.architectures import DECODERS, ENCODERS
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader, TensorInfo
-from edge_embed.model_info import DECODERS, ENCODERS, read_model_info
+from edge_embed.model_info import read_model_info
 from edge_embed.types import ModelInfo
 from tests.tiny_gguf import Metadata, Tensors, tiny_bert, tiny_decoder
 

@@ -245,11 +245,11 @@ def test_a_file_that_kills_the_child_is_an_error_of_ours(tmp_path: Path, monkeyp
     metadata["qwen3.rope.dimension_count"] = np.uint32(8)
     path = tmp_path / "x.gguf"
     path.write_bytes(gguf_bytes(metadata, tensors))
-    unchecked = "edge_embed.model_info._check_rotation"
+    unchecked = "edge_embed.soundness._check_rotation"
     monkeypatch.setattr(unchecked, lambda *_: None)
     # The child has our sys.path, and imports `resource` before it reads the file.
     (tmp_path / "resource.py").write_text(
-        f"import edge_embed.model_info\n{unchecked} = lambda *_: None\nraise ImportError\n"
+        f"import edge_embed.soundness\n{unchecked} = lambda *_: None\nraise ImportError\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelFileError, match=r"x\.gguf: it died of SIGABRT"):

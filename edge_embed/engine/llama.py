@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
+from edge_embed.architectures import DECODERS
 from edge_embed.batching import alone
 from edge_embed.engine import adapter, bindings
 from edge_embed.engine.devices import default_threads
@@ -41,7 +42,6 @@ from edge_embed.errors import (
     ModelFileError,
 )
 from edge_embed.gguf_header import read_header
-from edge_embed.model_info import DECODERS
 from edge_embed.types import Batch, EngineLimits, Float32Array, Int32Array, Lora, ModelInfo, Pooling
 
 T = TypeVar("T")
