@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from edge_embed import keys
 from edge_embed.errors import ModelFileError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.types import Float32Array
@@ -77,3 +78,21 @@ class Metadata:
         if type(value) is not kind:
             raise ModelFileError(f"{self.path}: {key} is {value!r}, expected {kind.__name__}")
         return value
+
+
+def bos_token(values: Mapping[str, Any], eds: int | None) -> int | None:
+    """The token that begins every text, or None.
+
+    SentencePiece files without the flag or the id mean llama.cpp's defaults. Qwen's tokenizers begin no text with
+    anything, so where the flags of somebody else's file put the EDS token there, they are wrong.
+
+    Args:
+        values: the file's key-values.
+        eds: the token that ends every text, or None.
+    """
+    is_spm = values.get("tokenizer.ggml.model") == "llama"
+    if not values.get("tokenizer.ggml.add_bos_token", is_spm):
+        return None
+    bos: int | None = values.get("tokenizer.ggml.bos_token_id", 1 if is_spm else None)
+    is_qwen = str(values.get("general.architecture")).startswith("qwen")
+    return None if bos == eds and is_qwen and keys.EDS_TOKEN_ID not in values else bos

@@ -13,9 +13,10 @@ from typing import cast
 
 from edge_embed import catalogue, keys
 from edge_embed.architectures import DECODERS, ENCODERS, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, POOLING_BY_ID
+from edge_embed.catalogue import CatalogueEntry
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
-from edge_embed.metadata import Metadata
+from edge_embed.metadata import Metadata, bos_token
 from edge_embed.prompts import INSTRUCTION_SLOT
 from edge_embed.rerank_info import read_rerank_info
 from edge_embed.soundness import check_tensors, check_tokenizer
@@ -51,9 +52,11 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     n_layer = read.count(f"{arch}.block_count", MAX_LAYERS)
     n_vocab = check_tensors(header, read, arch, n_embd, n_ctx_train)
     check_tokenizer(read)
+    known = catalogue.identify(header.path, header.metadata)
     repairs: list[str] = []
-    resolved, source = _pooling(read, arch, pooling)
-    rerank = read_rerank_info(header, read, arch, n_embd) if resolved == "rank" else None
+    resolved, source = _pooling(read, arch, pooling, known, repairs)
+    called = f"{known.repository}, a reranker," if known and source == "catalogue" else "said to be a reranker"
+    rerank = read_rerank_info(header, read, arch, n_embd, called=called) if resolved == "rank" else None
     dense = _dense(read, n_embd)
     if rerank and dense:
         raise UnsupportedModelError(f"{read.path}: a reranker with Dense layers ({keys.DENSE}*) is not supported")
@@ -67,6 +70,7 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
                 f"max_tokens is {max_tokens!r}", hint=f"give 4 to {n_ctx_train}, the model's positions"
             )
         limit = max_tokens
+    eds = None if rerank and rerank.template else _eds_token(read, n_vocab, resolved, repairs)
     info = ModelInfo(
         path=str(header.path),
         architecture=arch,
@@ -86,7 +90,7 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         default_prompt_name=read.text(keys.DEFAULT_PROMPT_NAME, "") or None,
         instruction_template=_template(read),
         mrl_dimensions=tuple(sorted(d for d in read.integers(keys.MRL_DIMENSIONS) if 1 <= d <= n_vector)),
-        eds_token_id=None if rerank and rerank.template else _eds_token(read, n_vocab, resolved, repairs),
+        eds_token_id=eds,
         unicode_normalization=_normalization(read, arch, repairs),
         types=dict(Counter(tensor.type_name for tensor in header.tensors.values()).most_common()),
         size_bytes=header.size_bytes,
@@ -95,22 +99,25 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         rerank=rerank,
         dense=dense,
     )
-    return info if info.prompts and info.mrl_dimensions else _completed(info, header)
+    return info if known is None else _completed(info, known)
 
 
-def _completed(info: ModelInfo, header: GgufHeader) -> ModelInfo:
-    """With the prompts and sizes of the known model that the file is, where the file itself has none."""
-    entry = catalogue.identify(header.path, header.metadata)
-    if entry is None:
-        return info
+def _completed(info: ModelInfo, known: CatalogueEntry) -> ModelInfo:
+    """With the prompts, the template and the sizes of the known model that the file is, where it has none of its own."""
     notes = []
     prompts, template, sizes = info.prompts, info.instruction_template, info.mrl_dimensions
-    if not prompts and entry.prompts:
-        prompts, template = dict(entry.prompts), template or entry.instruction_template
-        notes.append(f"the file has no prompts; those of {entry.repository} are used")
-    if not sizes and entry.mrl_dimensions:
-        sizes = entry.mrl_dimensions
-        notes.append(f"the file does not say to which sizes vectors can be cut; those of {entry.repository} are used")
+    if not prompts and known.prompts:
+        prompts = dict(known.prompts)
+        notes.append(f"the file has no prompts; those of {known.repository} are used")
+    if template is None and known.instruction_template is not None:
+        template = known.instruction_template
+        if prompts is info.prompts:  # else it is said already
+            notes.append(f"the file has no template for instructions; that of {known.repository} is used")
+    if not sizes and known.mrl_dimensions:
+        sizes = known.mrl_dimensions
+        notes.append(f"the file does not say to which sizes vectors can be cut; those of {known.repository} are used")
+    if not notes:
+        return info
     return replace(
         info,
         prompts=prompts,
@@ -120,25 +127,38 @@ def _completed(info: ModelInfo, header: GgufHeader) -> ModelInfo:
     )
 
 
-def _pooling(read: Metadata, arch: str, asked: Pooling | None) -> tuple[Pooling, str]:
+def _pooling(
+    read: Metadata, arch: str, asked: Pooling | None, known: CatalogueEntry | None, repairs: list[str]
+) -> tuple[Pooling, str]:
+    """How hidden states are pooled, and who says so: caller, file, catalogue, architecture.
+
+    llama.cpp's converter takes the pooling from a file that some uploads leave out, and takes none or the mean where it
+    is not there. So what is known of a model by name counts more than its file does, unless our own converter wrote
+    that, which refuses to guess; or the file has a head for pairs, which is no slip.
+    """
     stored = read.integer(f"{arch}.pooling_type", default=-1)
     if stored != -1 and stored not in POOLING_BY_ID:
         raise ModelFileError(f"{read.path}: {arch}.pooling_type is {stored}, not 0 to 4")
-    found: Pooling | None = POOLING_BY_ID.get(stored)
-    source = "file"
-    if found in (None, "none"):
-        found, source = {**ENCODERS, **DECODERS}[arch], "architecture"
-    if found is None and (entry := catalogue.identify(read.path, read.values)) is not None:
-        found, source = cast(Pooling, entry.pooling), "catalogue"
+    said = POOLING_BY_ID.get(stored)
     if asked is not None:
-        found, source = asked, "caller"
+        if asked not in ("mean", "cls", "last") and not (asked == "rank" == said):
+            raise InvalidOptionError(f"unknown pooling {asked!r}", hint="one of mean, cls, last")
+        return asked, "caller"
+    found, whose = {**ENCODERS, **DECODERS}[arch], f"all models of the architecture {arch!r}"
+    source = "architecture"
+    if known is not None:
+        found, whose, source = cast(Pooling, known.pooling), known.repository, "catalogue"
+    trusted = known is None or said == "rank" or read.has(keys.VERSION)
+    if said is not None and said != "none" and (trusted or said == found):
+        return said, "file"
     if found is None:
         raise UnsupportedModelError(
             f"{read.path} does not say how hidden states are pooled, and models of the architecture {arch!r} differ",
             hint='pass pooling="mean", "cls" or "last" (--pooling), as the model\'s card says',
         )
-    if found not in ("mean", "cls", "last") and not (found == "rank" == POOLING_BY_ID.get(stored)):
-        raise InvalidOptionError(f"unknown pooling {found!r}", hint="one of mean, cls, last")
+    wrong = {None: "does not say how hidden states are pooled", "none": "says that hidden states are not pooled"}
+    was = wrong.get(said, f"says that hidden states are pooled by {said!r}")
+    repairs.append(f"the file {was}; {found!r} is used, as in {whose}")
     return found, source
 
 
@@ -197,6 +217,10 @@ def _eds_token(read: Metadata, n_vocab: int, pooling: Pooling, repairs: list[str
     if appended != eds:
         said = f"appends token {appended}" if appended >= 0 else "appends no token"
         repairs.append(f"the file's flags say that the tokenizer {said}; {tokens[eds]!r} ({eds}) is appended instead")
+    if bos_token(read.values, None) != bos_token(read.values, eds):
+        repairs.append(
+            f"the file's flags say that {tokens[eds]!r} ({eds}) begins a text, too; it ends texts, and begins none"
+        )
     return eds
 
 

@@ -16,8 +16,15 @@ from edge_embed.prompts import INSTRUCTION_SLOT, rerank_problem, split_instructi
 from edge_embed.types import Activation, RerankInfo, TokenTypes
 
 
-def read_rerank_info(header: GgufHeader, read: Metadata, arch: str, n_embd: int) -> RerankInfo:
-    """The head that scores pairs. Where it is missing llama.cpp gives values of a hidden state, without a word."""
+def read_rerank_info(
+    header: GgufHeader, read: Metadata, arch: str, n_embd: int, *, called: str = "said to be a reranker"
+) -> RerankInfo:
+    """The head that scores pairs; ``called`` is what the file is, and who says so, for messages.
+
+    Raises:
+        ModelFileError: there is no whole head, or what the file says of it is malformed.
+        UnsupportedModelError: a head that sorts into classes, or of a family whose rerankers are not run.
+    """
     if arch in DECODERS and arch != "qwen3":
         raise UnsupportedModelError(f"{read.path}: rerankers of the architecture {arch!r} are not supported")
     if arch in DECODERS and not read.flag(f"{arch}.attention.causal", True):
@@ -25,10 +32,17 @@ def read_rerank_info(header: GgufHeader, read: Metadata, arch: str, n_embd: int)
     head = header.tensors.get("cls.output.weight")
     if head is None:
         raise ModelFileError(
-            f"{read.path} is said to be a reranker and has no head (the tensor 'cls.output.weight')",
+            f"{read.path} is {called} and has no head (the tensor 'cls.output.weight')",
             hint="what it would score with is not a score: convert the model again, with `edge-embed convert`",
         )
-    labels = read.texts(f"{arch}.classifier.output_labels") or ["score"]  # llama.cpp's default is one output
+    labels = read.texts(f"{arch}.classifier.output_labels")
+    if arch == "qwen3" and not labels and head.shape == (n_embd, 2):
+        raise UnsupportedModelError(
+            f"{read.path} does not name the outputs of its head ({arch}.classifier.output_labels), so it is not known "
+            "which of the two is yes",
+            hint="convert the model again, with `edge-embed convert --reranker`",
+        )
+    labels = labels or ["score"]  # llama.cpp's default is one output
     if head.shape != (n_embd, len(labels)) and not (len(labels) == 1 and head.shape == (n_embd,)):
         raise ModelFileError(
             f"{read.path}: the tensor 'cls.output.weight' has shape {head.shape} instead of {(n_embd, len(labels))}"

@@ -24,6 +24,7 @@ from edge_embed.errors import (
     TextTooLongError,
     UnsupportedModelError,
 )
+from edge_embed.metadata import bos_token
 from edge_embed.types import TRUNCATIONS, Encoding, ModelInfo, Truncate, is_one_of
 
 
@@ -241,20 +242,11 @@ def from_library(info: ModelInfo, metadata: Mapping[str, Any], content: Callable
         metadata: the file's key-values.
         content: text -> ids of the text alone.
     """
-    bos = _begins_with(metadata)
+    bos = bos_token(metadata, info.eds_token_id)
     prefix = () if bos is None else (bos,)
     suffix = () if info.eds_token_id is None else (info.eds_token_id,)
     separator = _separator(metadata)
     return Tokenizer(content, prefix, suffix, info.max_tokens, info.unicode_normalization, separator)
-
-
-def _begins_with(metadata: Mapping[str, Any]) -> int | None:
-    """The token that begins every text. SentencePiece files without the flag or the id mean llama.cpp's defaults."""
-    is_spm = metadata.get("tokenizer.ggml.model") == "llama"
-    if not metadata.get("tokenizer.ggml.add_bos_token", is_spm):
-        return None
-    bos: int | None = metadata.get("tokenizer.ggml.bos_token_id", 1 if is_spm else None)
-    return bos
 
 
 def _separator(metadata: Mapping[str, Any]) -> tuple[int, ...] | None:

@@ -383,7 +383,7 @@ LABELS, TEMPLATE = "qwen3.classifier.output_labels", "tokenizer.chat_template.re
         ({}, {"head": np.zeros((3, 32), np.float32)}, ModelFileError, "has shape"),
         ({}, {"head": np.zeros((2, 16), np.float32)}, ModelFileError, "has shape"),
         ({}, {"head": np.full((2, 32), np.nan, np.float32)}, ModelFileError, "not finite"),
-        ({LABELS: REMOVED}, {}, ModelFileError, "has shape"),
+        ({LABELS: REMOVED}, {}, UnsupportedModelError, "does not name the outputs of its head"),
         ({LABELS: REMOVED}, {"head": np.zeros((1, 32), np.float32)}, UnsupportedModelError, "expected yes and no"),
         ({LABELS: ["yes", "maybe"]}, {}, UnsupportedModelError, "yes, maybe"),
         ({LABELS: ["yes", "yes"]}, {}, UnsupportedModelError, "expected yes and no"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Status = Literal["ok", "slow", "fail"]
 COLOURS = {"ok": "green", "slow": "yellow", "fail": "red"}
+REPAIRED = "repaired"  # what the checks are called that name a repair of the file's metadata
 REBUILD = "build it for this CPU: python -m edge_embed.engine.build"
 
 
@@ -49,26 +50,31 @@ class Check:
     epilog="""\b
 Examples:
   edge-embed doctor
-  edge-embed doctor -m model.gguf --fresh
+  edge-embed doctor model.gguf --fresh
   edge-embed doctor --json
 
 \b
 Exit codes: 0 everything works (possibly slowly), 1 something is broken.
 """
 )
-@click.option(
-    "-m", "--model", metavar="MODEL", help="GGUF file or a name of `edge-embed list`; the bundled one by default."
-)
+@click.argument("named", metavar="[MODEL]", required=False)
+@click.option("-m", "--model", metavar="MODEL", help="The same as MODEL, as other commands have it.")
 @click.option("--pooling", type=click.Choice(POOLINGS), help="Pool hidden states otherwise than the file says.")
 @click.option("--fresh", is_flag=True, help="Forget which models are known to run here, and try again.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_context
-def doctor(ctx: click.Context, model: str | None, pooling: Pooling | None, fresh: bool, as_json: bool) -> None:
+def doctor(
+    ctx: click.Context, named: str | None, model: str | None, pooling: Pooling | None, fresh: bool, as_json: bool
+) -> None:
     """Check that edge-embed works on this machine, and how well.
 
-    Looks at Python, the native library, the CPU, memory and the model, tries the model in a child process as is done
-    before its first use, and embeds one text.
+    MODEL is a GGUF file or a name of `edge-embed list`, the bundled model by default. Looks at Python, the native
+    library, the CPU, memory and the model, says which of the file's flags were missing or wrong and what is used in
+    their place, tries the model in a child process as is done before its first use, and embeds one text.
     """
+    if named is not None and model is not None:
+        raise click.UsageError("name the model once, as MODEL or with --model")
+    model = named or model
     checks: list[Check] = []
     for check in _checks(model or DEFAULT_MODEL, pooling, fresh):
         checks.append(check)
@@ -76,7 +82,8 @@ def doctor(ctx: click.Context, model: str | None, pooling: Pooling | None, fresh
             _print(check)
     broken = any(check.status == "fail" for check in checks)
     if as_json:
-        say_json({"ok": not broken, "checks": [asdict(check) for check in checks]})
+        repairs = [check.detail for check in checks if check.name == REPAIRED]
+        say_json({"ok": not broken, "repairs": repairs, "checks": [asdict(check) for check in checks]})
     ctx.exit(1 if broken else 0)
 
 
@@ -121,6 +128,8 @@ def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]
         yield info
         return
     yield Check("model", "ok", f"{info.name}, {size(info.size_bytes)}, {info.path}")
+    for repair in info.repairs:
+        yield Check(REPAIRED, "ok", repair)
     probed = _attempt("probe", lambda: _probe(info, fresh))
     if isinstance(probed, Check):
         yield probed
