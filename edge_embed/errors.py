@@ -9,7 +9,8 @@
     │   ├── InvalidOptionError     an option outside its range, or two that contradict each other
     │   ├── InvalidDimensionError  truncate_dim outside 1..model size
     │   ├── UnknownPromptError     a prompt name that the model does not have
-    │   └── InputFileError         a file of texts that cannot be read as asked
+    │   ├── InputFileError         a file of texts that cannot be read as asked
+    │   └── ResumeError            an interrupted job that is not the one that was asked for
     ├── ModelError                 the model file
     │   ├── ModelNotFoundError     no such file or known model
     │   ├── ModelMissingError      a known model that is not on this machine yet
@@ -25,7 +26,10 @@
     │   ├── EngineMemoryError      a context or batch could not be allocated
     │   ├── EngineClosedError      used after close()
     │   ├── NonFiniteError         the model produced NaN or infinity for named texts
-    │   └── ComputeError           the engine returned an error code
+    │   ├── CallCancelledError     stopped by the caller
+    │   ├── DeadlineExceededError  stopped because its time was up
+    │   ├── ComputeError           the engine returned an error code
+    │   └── CacheFileError         the cache of vectors is another file, damaged, or out of reach
     └── HubError                   downloading from the Hugging Face hub
         ├── HubNotFoundError       no such repository, revision or file, or it is private
         ├── HubAccessError         gated, or the token is missing or not good enough
@@ -105,6 +109,10 @@ class InputFileError(InputError):
     """A file of texts that cannot be read as asked."""
 
 
+class ResumeError(InputError):
+    """What an interrupted job left behind does not belong to the job that was asked for."""
+
+
 class ModelError(EdgeEmbedError):
     """The model file."""
 
@@ -180,8 +188,20 @@ class NonFiniteError(EngineError):
         self.partial = partial
 
 
+class CallCancelledError(EngineError):
+    """The call was stopped through its Cancellation."""
+
+
+class DeadlineExceededError(EngineError):
+    """The call was stopped because it took longer than it was allowed to."""
+
+
 class ComputeError(EngineError):
     """The engine returned an error code."""
+
+
+class CacheFileError(EngineError):
+    """The cache of vectors is another kind of file, damaged, or cannot be used as asked."""
 
 
 class HubError(EdgeEmbedError):
@@ -216,6 +236,7 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     InvalidDimensionError: (400, 2),
     UnknownPromptError: (400, 2),
     InputFileError: (400, 2),
+    ResumeError: (409, 2),
     ModelNotFoundError: (404, 3),
     ModelMissingError: (404, 3),
     ModelFileError: (500, 3),
@@ -228,7 +249,10 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     EngineMemoryError: (507, 5),
     EngineClosedError: (503, 5),
     NonFiniteError: (500, 5),
+    CallCancelledError: (499, 5),
+    DeadlineExceededError: (504, 5),
     ComputeError: (500, 5),
+    CacheFileError: (500, 5),
     HubNotFoundError: (404, 6),
     HubAccessError: (403, 6),
     HubUnavailableError: (503, 6),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 
 from edge_embed.batching import pack
+from edge_embed.cancellation import Cancellation
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.progress import Progress
 from edge_embed.tokenizer import Tokenizer, tokenizer_of
@@ -21,6 +22,8 @@ class EngineOptions(TypedDict, total=False):
     n_batch: int | None
     gpu_layers: int | None
     lora: Lora | None
+    kv_type: Literal["f16", "q8_0"]
+    deterministic: bool
 
 
 def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> tuple[Engine, Tokenizer]:
@@ -45,14 +48,23 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
 
 
 def compute(
-    engine: Engine, encodings: Sequence[Encoding], width: int, *, action: str, unit: str, show_progress_bar: bool
+    engine: Engine,
+    encodings: Sequence[Encoding],
+    width: int,
+    *,
+    action: str,
+    unit: str,
+    show_progress_bar: bool,
+    stop: Cancellation | None = None,
 ) -> Float32Array:
     """The engine's rows for encodings, float32 ``[n, width]``, in their order."""
     limits = engine.limits
     rows = np.empty((len(encodings), width), dtype=np.float32)
     with Progress(action, len(encodings), unit, enabled=show_progress_bar) as progress:
-        for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max):
-            rows[list(batch.indices)] = engine.decode(batch)
+        for batch in pack(
+            encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes
+        ):
+            rows[list(batch.indices)] = engine.decode(batch, stop)
             progress.advance(batch.n_seqs)
     return rows
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edge_embed.cancellation import Cancellation
 from edge_embed.embedder import Embedder
 from edge_embed.errors import EngineClosedError
 from edge_embed.reranker import Reranker
@@ -47,10 +48,12 @@ class FakeEngine:
         """Whether ``close()`` was called."""
         return self._closed
 
-    def decode(self, batch: Batch) -> Float32Array:
+    def decode(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
         """Token counts modulo ``n_embd``, float32 ``[n_seqs, n_embd]``."""
         if self._closed:
             raise EngineClosedError("the engine is closed")
+        if stop is not None:
+            stop.check()
         self.batches.append(batch)
         rows = np.zeros((batch.n_seqs, self._n_embd), dtype=np.float32)
         for row, ids in zip(rows, np.split(batch.token_ids, np.cumsum(batch.lengths)[:-1]), strict=True):

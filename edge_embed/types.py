@@ -8,6 +8,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edge_embed.cancellation import Cancellation
+
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
 Truncate = Literal["right", "left", "error"]
@@ -49,29 +51,58 @@ class Encoding:
         return self.n_original > len(self.token_ids)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Shared:
+    """Tokens that neighbouring sequences of a batch have in common, computed once for all of them.
+
+    They stand behind the tokens of the stretches that enclose this one, and before what is each sequence's own.
+
+    Attributes:
+        token_ids: int32 ``[n]``, never empty.
+        first: the first sequence of the stretch.
+        end: one behind its last sequence.
+    """
+
+    token_ids: Int32Array
+    first: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Some encodings packed without padding, for one call of the engine.
 
     Attributes:
-        token_ids: int32 ``[n_tokens]``, the sequences one after another.
-        lengths: int32 ``[n_seqs]``, tokens of each sequence, in the same order.
+        token_ids: int32 ``[n]``, what is each sequence's own, one after another.
+        lengths: int32 ``[n_seqs]``, own tokens of each sequence, in the same order, none of them 0.
         indices: for each sequence, its position in the list that was packed.
-        second: bool ``[n_tokens]``, which tokens belong to the second text of a pair; None where there is no pair.
+        second: bool ``[n]``, which tokens belong to the second text of a pair; None where there is no pair.
+        shared: what sequences begin with in common; a stretch comes behind those that enclose it, and stretches
+            either enclose each other or do not touch.
     """
 
     token_ids: Int32Array
     lengths: Int32Array
     indices: tuple[int, ...]
     second: BoolArray | None = None
+    shared: tuple[Shared, ...] = ()
 
     @property
     def n_tokens(self) -> int:
-        return len(self.token_ids)
+        """Tokens that the batch holds, shared ones counted once."""
+        return len(self.token_ids) + sum(len(stretch.token_ids) for stretch in self.shared)
 
     @property
     def n_seqs(self) -> int:
         return len(self.lengths)
+
+    @property
+    def starts(self) -> Int32Array:
+        """int32 ``[n_seqs]``: tokens of each sequence that are shared, which stand before its own."""
+        starts = np.zeros(self.n_seqs, dtype=np.int32)
+        for stretch in self.shared:
+            starts[stretch.first : stretch.end] += len(stretch.token_ids)
+        return starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +113,7 @@ class Usage:
         n_texts: texts asked for.
         n_computed: texts that the model ran on (identical texts run once).
         n_tokens: tokens of all texts after truncation, as an API would count them.
-        n_tokens_computed: tokens that the model ran on.
+        n_tokens_computed: tokens of the texts that the model ran on; fewer were computed where texts begin alike.
         n_truncated: texts that lost tokens.
     """
 
@@ -181,12 +212,14 @@ class EngineLimits:
         n_seq_max: most sequences per call.
         n_ctx_max: most tokens of one text.
         n_vocab: token ids are 0..n_vocab-1.
+        shares_prefixes: whether batches may have ``shared`` tokens.
     """
 
     n_batch: int
     n_seq_max: int
     n_ctx_max: int
     n_vocab: int
+    shares_prefixes: bool = False
 
 
 class Engine(Protocol):
@@ -201,10 +234,11 @@ class Engine(Protocol):
     @property
     def closed(self) -> bool: ...
 
-    def decode(self, batch: Batch) -> Float32Array:
+    def decode(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
         """Raw pooled vectors, float32 ``[n_seqs, n_embd]``, not normalized, in the batch's order.
 
-        A row that stays non-finite after the batch's members were run alone is returned as NaN.
+        A row that stays non-finite after the batch's members were run alone is returned as NaN. ``stop`` ends the
+        computation early, with CallCancelledError or DeadlineExceededError.
         Raises ``EngineError`` leaves; ``InvalidOptionError`` where the batch breaks a limit.
         """
         ...
@@ -224,11 +258,13 @@ class Dense:
         weight: float32 ``[n_out, n_in]``.
         bias: float32 ``[n_out]``, or None.
         activation: what each value goes through at the end.
+        unit_input: whether a vector is made unit length before it comes in.
     """
 
     weight: Float32Array
     bias: Float32Array | None
     activation: DenseActivation
+    unit_input: bool = False
 
     @property
     def n_in(self) -> int:

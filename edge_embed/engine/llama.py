@@ -9,60 +9,63 @@ Two ways lead to a vector, or to the logits of a reranker:
   never runs. With last-token pooling only the last token of each text is marked as output, otherwise every token is,
   and the pooling is done here. Where that tensor does not appear, the pooled way is taken instead.
 
+Where tokens look back alone, what several texts of a batch begin with is computed once: its cells in the context's
+memory belong to all of their sequences. Beginnings stay there from one batch to the next (``prefixes.py``).
+
 llama.cpp ends the process when a limit is broken, so every limit is checked here before the C call. One thread owns
-the model: calls from any thread are handed to it in order.
+the model (``owner.py``): calls from any thread are handed to it in order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-import threading
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 
-from edge_embed.architectures import DECODERS
-from edge_embed.batching import alone
+from edge_embed.batching import alone, sequences
+from edge_embed.cancellation import Cancellation
 from edge_embed.engine import adapter, bindings
 from edge_embed.engine.devices import default_threads
+from edge_embed.engine.graph import CBatch, HiddenRows
 from edge_embed.engine.head import read_head
 from edge_embed.engine.observe import GraphObserver
+from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
+from edge_embed.engine.prefixes import KEPT_TOKENS, RESIDENTS, Resident, Residents, worth_keeping
+from edge_embed.engine.shape import (
+    BATCH_CAUSAL,
+    BATCH_ENCODER,
+    KV_TYPES,
+    SEQ_CEILING,
+    SEQ_MAX,
+    UBATCH_CAUSAL,
+    KvType,
+    context_shape,
+    has_memory,
+    shares_prefixes,
+)
 from edge_embed.engine.token_types import PairEmbeddings
 from edge_embed.errors import (
+    CallCancelledError,
     ComputeError,
-    EngineClosedError,
     EngineMemoryError,
-    EngineUnavailableError,
     InvalidOptionError,
     ModelFileError,
 )
 from edge_embed.gguf_header import read_header
 from edge_embed.types import Batch, EngineLimits, Float32Array, Int32Array, Lora, ModelInfo, Pooling
 
-T = TypeVar("T")
-
 # llama.h
 _POOLING_ID: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 _FLASH_ATTN_ENABLED, _FLASH_ATTN_AUTO = 1, -1
-# The hidden states behind the final norm: the second where every token is an output and nothing is pooled.
-_HIDDEN_NAMES: Final = (b"result_norm", b"result_embd_pooled")
 _LOAD_MODE_NONE: Final = 0  # neither mapped nor locked
-_ROW: Final = 256  # llama.cpp rounds a context up to this many cells
-
-# Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower; a causal model of
-# billions of weights wants its weights read less often.
-_BATCH_ENCODER, _BATCH_CAUSAL = 384, 512
-# Most texts of a batch. llama.cpp sizes its output buffer as this times the vocabulary, even if it is never used:
-# 64 rows of a 151,936-token vocabulary are 39 MB. Its own ceiling is 256.
-_SEQ_MAX = 64
-_SEQ_CEILING = 256
-_UBATCH_CAUSAL = 512
-_LARGEST_BATCH = 4096
+_KV_TYPE_ID: Final[dict[KvType, int]] = {"f16": 1, "q8_0": 8}  # ggml.h, enum ggml_type
+_LARGEST_BATCH: Final = 4096
+# A context that a long text has made this many times larger than what comes now is made small again.
+_TOO_LARGE: Final = 8
 
 
 class LlamaEngine:
@@ -72,13 +75,17 @@ class LlamaEngine:
         info: what the model file says of itself; ``info.path`` is loaded.
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: preferred tokens per batch.
-        n_seq_max: most texts per batch, 1 to 256.
+        n_ubatch: tokens that the graph is computed for at a time, of a model whose tokens look back alone.
+        n_seq_max: most texts per batch, 1 to 252.
         use_extra_bufts: repack weights for AMX and the like; the probe decides this.
         gpu_layers: layers put on a GPU; all where the library supports one, by default.
         hidden: False takes the pooled way for causal models too.
         lora: an adapter that is added while the model computes.
         observer: asked about every node of the graph, see ``observe.py``; slower.
         mmap: False reads the file into memory of its own instead of mapping it.
+        kv_type: type of the keys and values in the context's memory: ``f16``, or ``q8_0`` in half the memory.
+        deterministic: each text is computed by itself, so that its vector is the same, bit for bit, whatever else is
+            in the call; slower.
 
     Raises:
         EngineUnavailableError: the library is missing or does not fit.
@@ -93,43 +100,55 @@ class LlamaEngine:
         *,
         n_threads: int | None = None,
         n_batch: int | None = None,
-        n_seq_max: int = _SEQ_MAX,
+        n_ubatch: int = UBATCH_CAUSAL,
+        n_seq_max: int = SEQ_MAX,
         use_extra_bufts: bool = True,
         gpu_layers: int | None = None,
         hidden: bool = True,
         lora: Lora | None = None,
         observer: GraphObserver | None = None,
         mmap: bool = True,
+        kv_type: KvType = "f16",
+        deterministic: bool = False,
     ) -> None:
-        default_batch = _BATCH_CAUSAL if info.causal else _BATCH_ENCODER
+        default_batch = BATCH_CAUSAL if info.causal else BATCH_ENCODER
         self.n_threads = _in_range("n_threads", default_threads() if n_threads is None else n_threads, 1, 512)
         largest = max(info.n_ctx_train, _LARGEST_BATCH)  # attention and outputs grow with it
         n_batch = _in_range("n_batch", default_batch if n_batch is None else n_batch, 1, largest)
         if gpu_layers is not None:
             _in_range("gpu_layers", gpu_layers, -1, 1 << 20)
-        n_seq_max = _in_range("n_seq_max", n_seq_max, 1, _SEQ_CEILING)
+        self._n_ubatch = _in_range("n_ubatch", n_ubatch, 1, largest)
+        n_seq_max = 1 if deterministic else _in_range("n_seq_max", n_seq_max, 1, SEQ_CEILING)
+        if kv_type not in KV_TYPES:
+            raise InvalidOptionError(f"kv_type is {kv_type!r}", hint=f"one of {', '.join(KV_TYPES)}")
+        self._kv_type: KvType = kv_type
         if lora is not None:
             adapter.check(lora, read_header(info.path))
         self._info, self._lora, self._observer = info, lora, observer
         self._lib = bindings.load()
-        self._owner = _Owner()
+        self._abort = AbortFlag(self._lib.c)
+        self._owner = Owner(self._abort)
         self._capacity = 0
-        self._context: Any = None
+        self._tokens = False  # whether the context is one for the vectors of tokens
         self._head = read_head(info) if info.causal else None
         types = info.rerank.token_types if info.rerank is not None else None
         self._pair_embeddings = None if types is None else PairEmbeddings(info, types)
-        self._has_memory = info.architecture in DECODERS
+        self._has_memory = has_memory(info)
         self.hidden = hidden and self._has_memory and (info.rerank is None or self._head is not None)
         self._every_token = info.pooling in ("mean", "cls")
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
+        # An observer is to see every text whole.
+        self._shares = shares_prefixes(info, hidden=self.hidden) and not deterministic and observer is None
+        self._residents = Residents(n_seq_max)
         self._limits = EngineLimits(
             n_batch=n_batch,
             n_seq_max=n_seq_max,
             n_ctx_max=info.n_ctx_train,
             n_vocab=info.n_vocab,
+            shares_prefixes=self._shares,
         )
-        self._handles = _Handles(self._lib.c)
-        self._finalizer = weakref.finalize(self, _shutdown, self._owner, self._handles)
+        self._handles = Handles(self._lib.c)
+        self._finalizer = weakref.finalize(self, shutdown, self._owner, self._handles)
         try:
             self._owner.call(lambda: self._load(use_extra_bufts, gpu_layers, mmap))
         except BaseException:
@@ -153,7 +172,7 @@ class LlamaEngine:
         """Size of the vectors, before any Dense layers."""
         return self._info.n_hidden
 
-    def decode(self, batch: Batch) -> Float32Array:
+    def decode(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
         """Raw pooled vectors of a batch, float32 ``[n_seqs, n_embd]``, in the batch's order.
 
         Of a reranker the logits of its outputs, ``[n_seqs, n_labels]``, up to a constant for each pair where there
@@ -163,13 +182,33 @@ class LlamaEngine:
         rows are looked for, the memory is cleared with its data, and the batch's members run alone: only the guilty
         text's row is NaN in the result.
 
+        Args:
+            batch: the texts.
+            stop: ends the computation from another thread, or after a while. An interrupt (Ctrl-C) ends it, too.
+
         Raises:
             InvalidOptionError: the batch breaks a limit.
             EngineMemoryError, ComputeError: the library failed.
+            CallCancelledError, DeadlineExceededError: ``stop`` ended it.
             EngineClosedError: after ``close()``.
         """
         self._check(batch)
-        return self._owner.call(lambda: self._decode_healed(batch))
+        return self._owner.call(lambda: self._decode_healed(batch), stop)
+
+    def decode_tokens(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
+        """The last hidden state of every token, float32 ``[n_tokens, n_embd]``, in the batch's order.
+
+        Args:
+            batch: texts without ``shared`` tokens.
+            stop: as for ``decode``.
+
+        Raises:
+            As ``decode``; rows that are not finite are returned as they are.
+        """
+        self._check(batch)
+        if batch.shared:
+            raise InvalidOptionError("the vectors of tokens are asked for of a batch with shared tokens")
+        return self._owner.call(lambda: self._decode_tokens(batch), stop)
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids by the library's own tokenizer, none added; special-token text in it is recognized."""
@@ -222,27 +261,43 @@ class LlamaEngine:
             self._handles.adapter = adapter.load(self._lib, model, self._lora)
         self._grow(self._limits.n_batch)
 
-    def _grow(self, n_tokens: int) -> None:
-        """Make a context that holds ``n_tokens``, in place of the present one."""
-        capacity = max(-(-n_tokens // _ROW) * _ROW, self._limits.n_seq_max)
+    def _grow(self, n_tokens: int, *, tokens: bool = False) -> None:
+        """Make a context for batches of ``n_tokens``, in place of the present one.
+
+        Args:
+            n_tokens: most tokens of a batch.
+            tokens: whether the vectors of all tokens are asked for.
+        """
+        shape = context_shape(
+            self._info,
+            n_tokens=n_tokens,
+            n_seq_max=self._limits.n_seq_max,
+            n_ubatch=self._n_ubatch,
+            hidden=self.hidden,
+            tokens=tokens,
+            kv_type=self._kv_type,
+        )
         c, handles = self._lib.c, self._handles
         handles.free_context()
-        self._capacity = 0
+        self._capacity, self._tokens = 0, tokens
+        self._residents.held.clear()
         params = c.llama_context_default_params()
-        params.n_ctx = params.n_batch = capacity
         # llama.cpp pools, and looks ahead, within one ubatch only.
-        params.n_ubatch = min(capacity, _UBATCH_CAUSAL) if self.hidden and self._info.causal else capacity
-        params.n_seq_max = self._limits.n_seq_max
+        params.n_ctx = params.n_batch = shape.n_ctx
+        params.n_ubatch = shape.n_ubatch
+        params.n_seq_max = shape.n_seq_max
         params.n_threads = params.n_threads_batch = self.n_threads
         params.no_perf = True
-        params.embeddings = not self.hidden or self._every_token  # makes every token an output
-        params.pooling_type = _POOLING_ID["none" if self.hidden else self._info.pooling]
+        params.embeddings = shape.every_token  # makes every token an output
+        params.pooling_type = _POOLING_ID[self._info.pooling if shape.pooled else "none"]
+        params.type_k = params.type_v = _KV_TYPE_ID[shape.kv_type]
+        params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.data
         if self._has_memory:
             params.kv_unified = True
+        if shape.n_outputs_max:
+            params.n_outputs_max = shape.n_outputs_max
         if self.hidden:
-            if not self._every_token:
-                params.n_outputs_max = self._limits.n_seq_max
-            self._rows = _HiddenRows(self._lib, self._info.n_hidden)
+            self._rows = HiddenRows(self._lib, self._info.n_hidden)
             params.cb_eval = self._rows.callback
         if self._observer is not None:
             params.cb_eval = self._observer.attach(self._lib, self._rows.observe if self.hidden else None)
@@ -253,12 +308,18 @@ class LlamaEngine:
             if handles.context:
                 if self._lora is not None:
                     adapter.apply(self._lib, handles.context, handles.adapter, self._lora)
-                self._capacity = capacity
+                self._capacity = shape.n_ctx
                 return
         raise EngineMemoryError(
-            f"no memory for a context of {capacity} tokens: {bindings.last_complaint() or 'no reason given'}",
+            f"no memory for a context of {shape.n_ctx} tokens: {bindings.last_complaint() or 'no reason given'}",
             hint="lower n_batch (--batch-tokens) or max_tokens, shorten the texts, or use a smaller model",
         )
+
+    def _fit(self, n_tokens: int, *, tokens: bool = False) -> None:
+        """Have a context for a batch of ``n_tokens``: a larger one if need be, a smaller one after a long text."""
+        wanted = max(n_tokens, self._limits.n_batch)
+        if n_tokens > self._capacity or tokens != self._tokens or self._capacity > _TOO_LARGE * wanted:
+            self._grow(wanted, tokens=tokens)
 
     def _decode_healed(self, batch: Batch) -> Float32Array:
         rows = self._decode(batch)
@@ -273,35 +334,115 @@ class LlamaEngine:
         return rows
 
     def _decode(self, batch: Batch) -> Float32Array:
-        if batch.n_tokens > self._capacity:
-            self._grow(batch.n_tokens)
-        self._clear(data=False)
-        if self.hidden:
-            self._rows.clear()
-        bindings.last_complaint()
+        self._fit(batch.n_tokens)
+        texts = sequences(batch) if self._shares else []
+        warm = self._warmed(batch, texts)
         embeddings = None
         if batch.second is not None and self._pair_embeddings is not None:
             embeddings = self._pair_embeddings(batch.token_ids, batch.second)
-        # It owns the arrays that the structure points to.
-        packed = _CBatch(self._lib.c, batch, embeddings, last_only=self.hidden and not self._every_token)
-        code = self._lib.c.llama_decode(self._handles.context, packed.struct)
-        if code in (1, -2):
-            raise EngineMemoryError(
-                f"no memory for a batch of {batch.n_tokens} tokens: {bindings.last_complaint() or f'code {code}'}",
-                hint="lower n_batch or max_tokens",
-            )
-        if code != 0:
-            raise ComputeError(f"the engine returned code {code}: {bindings.last_complaint() or 'no reason given'}")
+        self._run(CBatch(self._lib.c, batch, warm, embeddings, last_only=self.hidden and not self._every_token))
         if not self.hidden:
             return self._pooled_rows(batch.n_seqs)
         rows = self._rows.take()
         if self._every_token and len(rows) == batch.n_tokens:
             return _pooled(rows, batch.lengths, self._info.pooling)
         if len(rows) == batch.n_seqs and not self._every_token:
+            if self._shares:
+                self._keep(batch, texts)
             return rows if self._head is None else _product(rows, self._head)
-        self.hidden = False  # no result_norm in this architecture's graph: let llama.cpp pool
+        self.hidden = self._shares = False  # no result_norm in this architecture's graph: let llama.cpp pool
+        self._limits = replace(self._limits, shares_prefixes=False)
         self._grow(batch.n_tokens)
-        return self._decode(batch)
+        if not batch.shared:
+            return self._decode(batch)
+        return np.concatenate([self._decode(single) for single in alone(batch)])
+
+    def _decode_tokens(self, batch: Batch) -> Float32Array:
+        self._fit(batch.n_tokens, tokens=True)
+        self._clear(data=False)
+        self._run(CBatch(self._lib.c, batch, [0] * batch.n_seqs, None, last_only=False))
+        if self.hidden:
+            rows = self._rows.take()
+        else:
+            pointer = self._lib.c.llama_get_embeddings(self._handles.context)
+            rows = np.empty((batch.n_tokens, self._info.n_hidden), dtype=np.float32)
+            if pointer:
+                ctypes.memmove(rows.ctypes.data, pointer, rows.nbytes)
+            else:
+                rows = rows[:0]
+        if len(rows) != batch.n_tokens:
+            raise ComputeError(f"the engine gave {len(rows)} vectors for {batch.n_tokens} tokens")
+        if not np.isfinite(rows).all():
+            self._clear(data=True)
+        return rows
+
+    def _run(self, packed: CBatch) -> None:
+        """Compute a batch; the memory is cleared where that fails."""
+        if self.hidden:
+            self._rows.clear()
+        bindings.last_complaint()
+        code = self._lib.c.llama_decode(self._handles.context, packed.struct)
+        if code == 0:
+            return
+        self._clear(data=True)
+        if code == 2:
+            raise CallCancelledError("the call was stopped")
+        if code in (1, -2):
+            raise EngineMemoryError(
+                f"no memory for a batch of {packed.n_tokens} tokens: {bindings.last_complaint() or f'code {code}'}",
+                hint="lower n_batch or max_tokens",
+            )
+        raise ComputeError(f"the engine returned code {code}: {bindings.last_complaint() or 'no reason given'}")
+
+    # Beginnings
+
+    def _warmed(self, batch: Batch, texts: list[Int32Array]) -> list[int]:
+        """For each text of a batch, how many of its tokens are in memory already: its sequence then begins there."""
+        if not self._residents.held:
+            self._clear(data=False)
+            return [0] * batch.n_seqs
+        found = [self._residents.match(token_ids) for token_ids in texts]
+        used = {resident.seq for resident, _ in found if resident is not None}
+        while self._residents.n_tokens + batch.n_tokens > self._capacity:
+            weakest = self._residents.weakest()
+            if weakest is None or weakest.seq in used:
+                self._clear(data=False)
+                return [0] * batch.n_seqs
+            self._drop(weakest)
+        memory, c = self._memory(), self._lib.c
+        for seq, (resident, n) in enumerate(found):
+            if resident is not None:
+                c.llama_memory_seq_cp(memory, resident.seq, seq, 0, n)
+        return [n for _, n in found]
+
+    def _keep(self, batch: Batch, texts: list[Int32Array]) -> None:
+        """Keep what the batch's texts begin with for the next one, and forget the rest of them."""
+        memory, c = self._memory(), self._lib.c
+        for seq, n, proven in worth_keeping(batch, texts):
+            token_ids = texts[seq][:n]
+            known = self._residents.replaced_by(token_ids)
+            if known is not None:
+                if len(known.token_ids) >= n:
+                    continue
+                proven = proven or known.proven
+                self._drop(known)
+            while len(self._residents.held) == RESIDENTS or (
+                self._residents.held and self._residents.n_tokens + n > max(KEPT_TOKENS, n)
+            ):
+                weakest = self._residents.weakest()
+                assert weakest is not None
+                self._drop(weakest)
+            resident = self._residents.add(token_ids.copy(), proven=proven)
+            c.llama_memory_seq_cp(memory, seq, resident.seq, 0, n)
+        for seq in range(batch.n_seqs):
+            c.llama_memory_seq_rm(memory, seq, -1, -1)
+
+    def _drop(self, resident: Resident) -> None:
+        self._lib.c.llama_memory_seq_rm(self._memory(), resident.seq, -1, -1)
+        self._residents.held.remove(resident)
+
+    def _memory(self) -> Any:
+        return self._lib.c.llama_get_memory(self._handles.context)
 
     def _pooled_rows(self, n_seqs: int) -> Float32Array:
         rows = np.empty((n_seqs, self._width), dtype=np.float32)
@@ -315,7 +456,8 @@ class LlamaEngine:
         return rows
 
     def _clear(self, *, data: bool) -> None:
-        memory = self._lib.c.llama_get_memory(self._handles.context)
+        self._residents.held.clear()
+        memory = self._memory()
         if memory:  # encoders have none
             self._lib.c.llama_memory_clear(memory, data)
 
@@ -328,164 +470,40 @@ class LlamaEngine:
             raise InvalidOptionError("second must be a bool for each token")
         if not 1 <= batch.n_seqs <= limits.n_seq_max:
             raise InvalidOptionError(f"a batch of {batch.n_seqs} texts, expected 1 to {limits.n_seq_max}")
-        if (
-            lengths.min() < 1
-            or int(lengths.sum(dtype=np.int64)) != batch.n_tokens
-            or len(batch.indices) != len(lengths)
-        ):
+        if lengths.min() < 1 or int(lengths.sum(dtype=np.int64)) != len(ids) or len(batch.indices) != len(lengths):
             raise InvalidOptionError("the lengths of a batch do not add up to its tokens")
-        if lengths.max() > limits.n_ctx_max:
-            raise InvalidOptionError(f"a text of {lengths.max()} tokens, the model holds {limits.n_ctx_max}")
-        if batch.n_seqs > 1 and batch.n_tokens > limits.n_batch:
-            raise InvalidOptionError(f"a batch of {batch.n_tokens} tokens, expected at most {limits.n_batch}")
-        if ids.min() < 0 or ids.max() >= limits.n_vocab:
-            raise InvalidOptionError(f"a token id outside 0 to {limits.n_vocab - 1}")
-
-
-class _HiddenRows:
-    """Collects the rows of the last hidden states as the graph produces them, and ends the graph there."""
-
-    def __init__(self, lib: bindings.Bindings, n_embd: int) -> None:
-        self._chunks: list[Float32Array] = []
-        self._n_embd = n_embd
-        chunks, ggml = self._chunks, lib.ggml
-
-        def observe(tensor: int, ask: bool, _: Any) -> bool:
-            if ask:
-                return ggml.ggml_get_name(tensor) in _HIDDEN_NAMES
-            n_bytes = ggml.ggml_nbytes(tensor)
-            rows = np.empty((n_bytes // (4 * n_embd), n_embd), dtype=np.float32)
-            if rows.nbytes == n_bytes:
-                ggml.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, n_bytes)
-                chunks.append(rows)
-            return False
-
-        self.observe = observe
-        self.callback = lib.c.ggml_backend_sched_eval_callback(observe)
-
-    def clear(self) -> None:
-        self._chunks.clear()
-
-    def take(self) -> Float32Array:
-        rows = np.concatenate(self._chunks) if self._chunks else np.empty((0, self._n_embd), dtype=np.float32)
-        self._chunks.clear()
-        return rows
-
-
-class _CBatch:
-    """A ``llama_batch`` whose arrays are NumPy's; keep it alive during the call. Embeddings take the ids' place."""
-
-    def __init__(self, c: Any, batch: Batch, embeddings: Float32Array | None, *, last_only: bool) -> None:
-        n, lengths = batch.n_tokens, batch.lengths
-        ends = np.cumsum(lengths)
-        sequence = np.repeat(np.arange(batch.n_seqs, dtype=np.int64), lengths)
-        self.input = np.ascontiguousarray(batch.token_ids) if embeddings is None else embeddings
-        self.pos = (np.arange(n) - np.repeat(ends - lengths, lengths)).astype(np.int32)
-        self.n_seq_id = np.ones(n, dtype=np.int32)
-        self.names = np.arange(batch.n_seqs, dtype=np.int32)
-        self.seq_id = (self.names.ctypes.data + 4 * sequence).astype(np.uintp)  # a pointer to its name for each token
-        self.output = np.zeros(n, dtype=np.int8)
-        self.output[ends - 1 if last_only else slice(None)] = 1
-        self.struct = c.llama_batch()
-        self.struct.n_tokens = n
-        for name, array in (
-            ("token" if embeddings is None else "embd", self.input),
-            ("pos", self.pos),
-            ("n_seq_id", self.n_seq_id),
-            ("seq_id", self.seq_id),
-            ("logits", self.output),
-        ):
-            kind = dict(c.llama_batch._fields_)[name]
-            setattr(self.struct, name, ctypes.cast(array.ctypes.data, kind))
-
-
-class _Handles:
-    """The C objects, freed in the right order, once."""
-
-    def __init__(self, c: Any) -> None:
-        self._c = c
-        self.model: Any = None
-        self.adapter: Any = None  # freed with the model
-        self.context: Any = None
-
-    def free_context(self) -> None:
-        if self.context:
-            self._c.llama_free(self.context)
-            self.context = None
-
-    def free(self) -> None:
-        self.free_context()
-        if self.model:
-            self._c.llama_model_free(self.model)
-            self.model = None
-
-
-class _Owner:
-    """The one thread that touches the model. OpenMP keeps a team of workers for each thread that calls it, so
-    handing all calls to one thread also keeps the number of native threads constant."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-embed-engine")
-        self._thread = self._pool.submit(threading.get_ident).result()
-        self._pid = os.getpid()
-        self._lock = threading.Condition()
-        self._borrowers = 0
-        self.closed = False
-
-    def call(self, work: Callable[[], T]) -> T:
-        self._check_process()
-        with self._lock:
-            self._check_open()
-            future: Future[T] = self._pool.submit(work)
-        return future.result()
-
-    @contextlib.contextmanager
-    def borrowed(self) -> Iterator[None]:
-        """The model stays in memory inside the block, for reading it on any thread."""
-        self._check_process()
-        with self._lock:
-            self._check_open()
-            self._borrowers += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._borrowers -= 1
-                self._lock.notify_all()
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise EngineUnavailableError(
-                "the engine belongs to another process",
-                hint="make the Embedder after forking, one in each process",
+        if batch.shared:
+            self._check_shared(batch)
+        longest = int((batch.starts + lengths).max())
+        if longest > limits.n_ctx_max:
+            raise InvalidOptionError(f"a text of {longest} tokens, the model holds {limits.n_ctx_max}")
+        if batch.n_seqs > 1 and batch.n_tokens > limits.n_batch + longest:
+            raise InvalidOptionError(
+                f"a batch of {batch.n_tokens} tokens, expected at most {limits.n_batch} and one text"
             )
+        for given in (ids, *(stretch.token_ids for stretch in batch.shared)):
+            if given.min() < 0 or given.max() >= limits.n_vocab:
+                raise InvalidOptionError(f"a token id outside 0 to {limits.n_vocab - 1}")
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise EngineClosedError("the engine is closed", hint="make a new Embedder")
-
-    def close(self, last: Callable[[], None]) -> None:
-        if os.getpid() != self._pid:
-            return  # a forked child: the parent owns the memory, and perhaps held the lock when it forked
-        with self._lock:
-            if self.closed:
-                return
-            self.closed = True
-            self._lock.wait_for(lambda: self._borrowers == 0)
+    def _check_shared(self, batch: Batch) -> None:
+        if not self._limits.shares_prefixes and self.hidden:
+            raise InvalidOptionError("this model's texts cannot share what they begin with")
+        enclosing: list[int] = []  # where the stretches end that are open
+        before = 0
+        for stretch in batch.shared:
+            ids = stretch.token_ids
+            while enclosing and enclosing[-1] <= stretch.first:
+                enclosing.pop()
+            outer = enclosing[-1] if enclosing else batch.n_seqs
             if (
-                threading.get_ident() == self._thread
-            ):  # a finished call held the last reference: it cannot wait for itself
-                last()
-                self._pool.shutdown(wait=False)
-                return
-            future = None
-            with contextlib.suppress(RuntimeError):  # the interpreter is ending and its pools are shut: free from here
-                future = self._pool.submit(last)
-        if future is not None:
-            future.result()
-        else:
-            last()
-        self._pool.shutdown(wait=True)
+                ids.dtype != np.int32
+                or ids.ndim != 1
+                or not len(ids)
+                or not before <= stretch.first < stretch.end <= outer
+            ):
+                raise InvalidOptionError("a stretch of shared tokens is empty, out of order or crosses another")
+            enclosing.append(stretch.end)
+            before = stretch.first
 
 
 def _pooled(rows: Float32Array, lengths: Int32Array, pooling: Pooling) -> Float32Array:
@@ -504,10 +522,6 @@ def _product(rows: Float32Array, head: Float32Array) -> Float32Array:
     with np.errstate(all="ignore"):  # what overflows is looked for by the caller
         result: Float32Array = rows @ head.T
     return result
-
-
-def _shutdown(owner: _Owner, handles: _Handles) -> None:
-    owner.close(handles.free)
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> int:

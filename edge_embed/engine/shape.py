@@ -1,0 +1,93 @@
+"""How large a context is: what the engine makes, and what the planner computes the memory of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from edge_embed.architectures import DECODERS
+from edge_embed.engine.prefixes import KEPT_TOKENS, RESIDENTS
+from edge_embed.types import ModelInfo
+
+KvType = Literal["f16", "q8_0"]
+KV_TYPES: Final[tuple[KvType, ...]] = ("f16", "q8_0")
+
+ROW: Final = 256  # llama.cpp rounds a context up to this many cells
+# Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower; a causal model of
+# billions of weights wants its weights read less often.
+BATCH_ENCODER: Final = 384
+BATCH_CAUSAL: Final = 512
+# Most texts of a batch. llama.cpp sizes its output buffer as this times the vocabulary, even if it is never used:
+# 64 rows of a 151,936-token vocabulary are 39 MB. Its own ceiling is 256, sequences that hold beginnings included.
+SEQ_MAX: Final = 64
+SEQ_CEILING: Final = 256 - RESIDENTS
+UBATCH_CAUSAL: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class ContextShape:
+    """What a context's memory depends on.
+
+    Attributes:
+        n_ctx: cells of its memory, and most tokens of a call.
+        n_ubatch: tokens that the graph is computed for at a time.
+        n_seq_max: sequences, those that hold beginnings included.
+        n_outputs_max: tokens whose result is asked for; 0 leaves it to the library (all of a call).
+        every_token: whether every token is an output.
+        pooled: whether llama.cpp pools.
+        kv_type: type of the keys and values in memory.
+    """
+
+    n_ctx: int
+    n_ubatch: int
+    n_seq_max: int
+    n_outputs_max: int
+    every_token: bool
+    pooled: bool
+    kv_type: KvType = "f16"
+
+
+def shares_prefixes(info: ModelInfo, *, hidden: bool) -> bool:
+    """Whether beginnings are computed once: where tokens look back alone, and the last one is the text's."""
+    return hidden and info.causal and info.pooling in ("last", "rank")
+
+
+def context_shape(
+    info: ModelInfo,
+    *,
+    n_tokens: int,
+    n_seq_max: int,
+    n_ubatch: int = UBATCH_CAUSAL,
+    hidden: bool,
+    tokens: bool = False,
+    kv_type: KvType = "f16",
+) -> ContextShape:
+    """The context for calls of ``n_tokens`` tokens.
+
+    Args:
+        info: the model.
+        n_tokens: most tokens of a call.
+        n_seq_max: most texts of a call.
+        n_ubatch: of a decoder; whole calls are computed at a time where tokens look ahead, or llama.cpp pools.
+        hidden: whether the last hidden states are taken from the graph (see ``llama.py``).
+        tokens: whether every token's vector is asked for.
+        kv_type: type of the keys and values in memory.
+    """
+    shares = shares_prefixes(info, hidden=hidden) and not tokens
+    n_ctx = max(-(-n_tokens // ROW) * ROW, n_seq_max) + (KEPT_TOKENS if shares else 0)
+    n_seq_max += RESIDENTS if shares else 0
+    every_token = tokens or not hidden or info.pooling in ("mean", "cls")
+    return ContextShape(
+        n_ctx=n_ctx,
+        n_ubatch=min(n_ctx, n_ubatch) if hidden and info.causal else n_ctx,
+        n_seq_max=n_seq_max,
+        n_outputs_max=0 if every_token else n_seq_max,  # llama.cpp wants as many as there are sequences
+        every_token=every_token,
+        pooled=not hidden and not tokens,
+        kv_type=kv_type,
+    )
+
+
+def has_memory(info: ModelInfo) -> bool:
+    """Whether the model keeps keys and values of tokens that it has seen."""
+    return info.architecture in DECODERS
