@@ -9,7 +9,6 @@ import numpy as np
 
 from benchmarks.datasets import beir
 from edge_embed import Embedder
-from edge_embed.prompts import DOCUMENT, first_name
 from edge_embed.types import EmbedResult, Float32Array
 
 
@@ -35,8 +34,7 @@ def sts_spearman(vectors: Float32Array, scores: list[float]) -> float:
 def retrieval(embedder: Embedder, folder: Path, *, show_progress_bar: bool = False) -> tuple[float, int, EmbedResult]:
     """Mean nDCG@10 of ranking a BEIR set's documents by cosine, the number of queries, and the documents' result."""
     documents, queries, qrels = beir(folder)
-    prompt_name = first_name(embedder.prompts, DOCUMENT)
-    found = embedder.embed(list(documents.values()), prompt_name=prompt_name, show_progress_bar=show_progress_bar)
+    found = embedder.embed(list(documents.values()), role="document", show_progress_bar=show_progress_bar)
     asked = embedder.encode_query(list(queries.values()))
     ranked = np.argsort(-(asked @ found.vectors.T), axis=1, kind="stable")[:, :10]
     ids = list(documents)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 32  # texts between two reports of progress
 
+Framing = Literal["query", "document"]
 Tick = Callable[[int, int], None]
 """Called with (texts done, texts in all)."""
 
@@ -106,22 +107,14 @@ class ObservedModel:
         self.close()
 
 
-def framings(embedder: Embedder) -> tuple[str, ...]:
+def framings(embedder: Embedder) -> tuple[Framing, ...]:
     """The prompts under which the model sees texts: ``query`` and ``document`` where it tells them apart."""
-    names = {
-        "query": next((name for name in ("query",) if name in embedder.prompts), None),
-        "document": next((name for name in ("document", "passage", "corpus") if name in embedder.prompts), None),
-    }
-    default = embedder.default_prompt_name
-    prompts = {role: embedder.prompts.get(name or default or "", "") for role, name in names.items()}
-    return ("document",) if prompts["query"] == prompts["document"] else ("query", "document")
+    return ("document",) if embedder.prompt_of("query") == embedder.prompt_of("document") else ("query", "document")
 
 
-def framed(embedder: Embedder, texts: Sequence[str], framing: str) -> Any:
+def framed(embedder: Embedder, texts: Sequence[str], framing: Framing) -> Any:
     """The EmbedResult of texts as queries or as documents, as ``encode_query`` and ``encode_document`` frame them."""
-    roles = ("query",) if framing == "query" else ("document", "passage", "corpus")
-    name = next((name for name in roles if name in embedder.prompts), None)
-    return embedder.embed(texts, prompt_name=name, normalize=True)
+    return embedder.embed(texts, role=framing, normalize=True)
 
 
 def texts_or_default(texts: Iterable[str] | None) -> list[str]:

@@ -136,6 +136,7 @@ class Embedder:
         prompt: str | None = None,
         prompt_name: str | None = None,
         instruction: str | None = None,
+        role: prompts.Role | None = None,
         truncate_dim: int | None = None,
         normalize: bool | None = None,
         precision: Precision = "float32",
@@ -150,6 +151,8 @@ class Embedder:
             prompt: text put before each of them.
             prompt_name: name of one of the model's prompts, instead.
             instruction: a task description for a model that takes them, instead.
+            role: ``query`` or ``document``: the model's prompt for these, where it has one and none of the three is
+                given.
             truncate_dim: values kept of each vector, 1 to the model's size.
             normalize: make each vector unit length (after the cut); by default as the original model does, which
                 for a file that does not say is yes.
@@ -175,7 +178,7 @@ class Embedder:
         dim = postprocess.check_dim(
             self.truncate_dim if truncate_dim is None else truncate_dim, self.info.n_embd, precision
         )
-        prefix = self._prefix(prompt, prompt_name, instruction)
+        prefix = self._prefix(prompt, prompt_name, instruction, role)
         encodings, positions = self._encode_once(texts, prefix, truncate, max_tokens)
         raw = compute(
             self._engine,
@@ -202,6 +205,7 @@ class Embedder:
         prompt: str | None = None,
         *,
         instruction: str | None = None,
+        role: prompts.Role | None = None,
         truncate_dim: int | None = None,
         normalize: bool | None = None,
         precision: Precision = "float32",
@@ -216,6 +220,7 @@ class Embedder:
             prompt=prompt,
             prompt_name=prompt_name,
             instruction=instruction,
+            role=role,
             truncate_dim=truncate_dim,
             normalize=normalize,
             precision=precision,
@@ -240,13 +245,12 @@ class Embedder:
         show_progress_bar: bool = False,
     ) -> AnyArray:
         """``encode`` with the model's ``query`` prompt, where it has one and the call names no other."""
-        if prompt is None and prompt_name is None and instruction is None:
-            prompt_name = prompts.first_name(self.prompts, prompts.QUERY)
         return self.encode(
             sentences,
             prompt_name,
             prompt,
             instruction=instruction,
+            role="query",
             truncate_dim=truncate_dim,
             normalize=normalize,
             precision=precision,
@@ -269,12 +273,11 @@ class Embedder:
         show_progress_bar: bool = False,
     ) -> AnyArray:
         """``encode`` with the model's ``document`` (``passage``, ``corpus``) prompt, where it has one."""
-        if prompt is None and prompt_name is None:
-            prompt_name = prompts.first_name(self.prompts, prompts.DOCUMENT)
         return self.encode(
             sentences,
             prompt_name,
             prompt,
+            role="document",
             truncate_dim=truncate_dim,
             normalize=normalize,
             precision=precision,
@@ -282,6 +285,10 @@ class Embedder:
             max_tokens=max_tokens,
             show_progress_bar=show_progress_bar,
         )
+
+    def prompt_of(self, role: prompts.Role) -> str:
+        """What is put before queries or documents where a call does not say, possibly nothing."""
+        return self._prefix(None, None, None, role)
 
     def similarity(self, a: AnyArray, b: AnyArray) -> Float32Array:
         """Cosine of each vector of ``a`` with each of ``b``, float32 ``[n, m]``."""
@@ -294,16 +301,18 @@ class Embedder:
 
     # Steps
 
-    def _prefix(self, prompt: str | None, prompt_name: str | None, instruction: str | None) -> str:
-        prefix = prompts.resolve(
+    def _prefix(
+        self, prompt: str | None, prompt_name: str | None, instruction: str | None, role: prompts.Role | None = None
+    ) -> str:
+        return prompts.resolve(
             self.prompts,
             prompt=prompt,
             prompt_name=prompt_name,
             instruction=instruction,
+            role=role,
             default_prompt_name=self.default_prompt_name,
             instruction_template=self.info.instruction_template,
         )
-        return _checked_prompt("the prompt", prefix)
 
     def _encode_once(
         self, texts: Sequence[str], prefix: str, truncate: Truncate, max_tokens: int | None
@@ -365,13 +374,5 @@ def _checked_prompts(own: object) -> dict[str, str]:
     if not isinstance(own, Mapping) or not all(isinstance(x, str) for pair in own.items() for x in pair):
         raise InvalidOptionError("prompts must map names to texts", hint='for example prompts={"query": "query: "}')
     for name, text in own.items():
-        _checked_prompt(name, text)
+        prompts.checked(name, text)
     return dict(own)
-
-
-def _checked_prompt(name: str, text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidOptionError(f"{name} holds a lone surrogate, which no encoding can carry") from None
-    return text

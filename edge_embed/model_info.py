@@ -17,6 +17,7 @@ from edge_embed.catalogue import CatalogueEntry
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.metadata import Metadata, bos_token
+from edge_embed.projection_file import check_pooling, has_projection, projected, projection_inside
 from edge_embed.prompts import INSTRUCTION_SLOT
 from edge_embed.rerank_info import read_rerank_info
 from edge_embed.soundness import check_tensors, check_tokenizer
@@ -58,9 +59,14 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     called = f"{known.repository}, a reranker," if known and source == "catalogue" else "said to be a reranker"
     rerank = read_rerank_info(header, read, arch, n_embd, called=called) if resolved == "rank" else None
     dense = _dense(read, n_embd)
-    if rerank and dense:
-        raise UnsupportedModelError(f"{read.path}: a reranker with Dense layers ({keys.DENSE}*) is not supported")
     n_vector = dense[-1].n_out if dense else n_embd
+    projection = projection_inside(read, n_vector)
+    if rerank and (dense or projection):
+        raise UnsupportedModelError(
+            f"{read.path}: a reranker with Dense layers ({keys.DENSE}*) or a projection is not supported"
+        )
+    if projection is not None:
+        check_pooling(projection, resolved, read.path)
     limit = min(read.count(keys.MAX_TOKENS, MAX_CONTEXT, default=n_ctx_train), n_ctx_train)
     if limit < 4:
         raise ModelFileError(f"{read.path}: {keys.MAX_TOKENS} or context_length is {limit}: no room for text")
@@ -99,11 +105,13 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         rerank=rerank,
         dense=dense,
     )
+    if projection is not None:
+        info = projected(info, projection)
     return info if known is None else _completed(info, known)
 
 
 def _completed(info: ModelInfo, known: CatalogueEntry) -> ModelInfo:
-    """With the prompts, the template and the sizes of the known model that the file is, where it has none of its own."""
+    """With the prompts, the template and the sizes of the known model that the file is, where it has none itself."""
     notes = []
     prompts, template, sizes = info.prompts, info.instruction_template, info.mrl_dimensions
     if not prompts and known.prompts:
@@ -113,7 +121,7 @@ def _completed(info: ModelInfo, known: CatalogueEntry) -> ModelInfo:
         template = known.instruction_template
         if prompts is info.prompts:  # else it is said already
             notes.append(f"the file has no template for instructions; that of {known.repository} is used")
-    if not sizes and known.mrl_dimensions:
+    if not sizes and known.mrl_dimensions and not has_projection(info):
         sizes = known.mrl_dimensions
         notes.append(f"the file does not say to which sizes vectors can be cut; those of {known.repository} are used")
     if not notes:

@@ -6,15 +6,15 @@ Pure string work. A template is filled in one pass: nothing inside an instructio
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Literal
 
 from edge_embed.errors import InvalidOptionError, UnknownPromptError
 
 INSTRUCTION_SLOT = "{instruction}"
-# What the prompts of queries and of documents are called, the first that a model has counts.
-QUERY: Final = ("query",)
-DOCUMENT: Final = ("document", "passage", "corpus")
+Role = Literal["query", "document"]
+# What published models call the prompts of queries and of documents; the first that a model has counts.
+ROLES: Final[Mapping[Role, tuple[str, ...]]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 _SLOT: Final = re.compile(r"\{(instruction|query|document)\}")
 # How Qwen3-Reranker names the task. llama.cpp's converter writes the default one in its place.
 _TASK: Final = re.compile(r"<Instruct>: (?P<task>[^\n{}]+)\n")
@@ -26,6 +26,7 @@ def resolve(
     prompt: str | None = None,
     prompt_name: str | None = None,
     instruction: str | None = None,
+    role: Role | None = None,
     default_prompt_name: str | None = None,
     instruction_template: str | None = None,
 ) -> str:
@@ -36,14 +37,16 @@ def resolve(
         prompt: a literal prefix.
         prompt_name: a name from ``prompts``.
         instruction: a task description, put into ``instruction_template``.
-        default_prompt_name: the name used where none of the three is given; may be None.
+        role: what the texts are, where none of the three is given: the model's prompt for these is used, if it has one.
+        default_prompt_name: the name used where nothing else is; may be None.
         instruction_template: text with ``{instruction}`` in it, from the model; may be None.
 
     Returns:
         The prefix, possibly empty.
 
     Raises:
-        InvalidOptionError: more than one of the three, or an instruction for a model without a template.
+        InvalidOptionError: more than one of the three, an instruction for a model without a template, a role that is
+            none, or text that no encoding can carry.
         UnknownPromptError: a name that the model does not have.
     """
     given = {"prompt": prompt, "prompt_name": prompt_name, "instruction": instruction}
@@ -53,6 +56,23 @@ def resolve(
     for option in chosen:
         if not isinstance(given[option], str):
             raise InvalidOptionError(f"{option} must be a string, got {type(given[option]).__name__}")
+    if role is not None and role not in ROLES:
+        raise InvalidOptionError(f"role is {role!r}", hint=f"one of {', '.join(ROLES)}")
+    return checked(
+        "the prompt",
+        _chosen(prompts, prompt, prompt_name, instruction, role, default_prompt_name, instruction_template),
+    )
+
+
+def _chosen(
+    prompts: Mapping[str, str],
+    prompt: str | None,
+    prompt_name: str | None,
+    instruction: str | None,
+    role: Role | None,
+    default_prompt_name: str | None,
+    instruction_template: str | None,
+) -> str:
     if prompt is not None:
         return prompt
     if instruction is not None:
@@ -62,7 +82,11 @@ def resolve(
                 hint='it was not trained with them; put any text before the input with prompt="..."',
             )
         return instruction_template.replace(INSTRUCTION_SLOT, instruction, 1)
-    name = prompt_name if prompt_name is not None else default_prompt_name
+    name = prompt_name
+    if name is None and role is not None:
+        name = role_name(prompts, role)
+    if name is None:
+        name = default_prompt_name
     if name is None:
         return ""
     if name not in prompts:
@@ -71,9 +95,22 @@ def resolve(
     return prompts[name]
 
 
-def first_name(prompts: Mapping[str, str], names: Sequence[str]) -> str | None:
-    """The first of the names (``QUERY``, ``DOCUMENT``) that there is a prompt of, or None."""
-    return next((name for name in names if name in prompts), None)
+def role_name(prompts: Mapping[str, str], role: Role) -> str | None:
+    """The name of the prompt that a model has for texts of a role, or None."""
+    return next((name for name in ROLES[role] if name in prompts), None)
+
+
+def checked(what: str, text: str) -> str:
+    """The text itself.
+
+    Raises:
+        InvalidOptionError: half of a surrogate pair is in it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidOptionError(f"{what} holds a lone surrogate, which no encoding can carry") from None
+    return text
 
 
 def rerank_problem(template: str) -> str:

@@ -17,10 +17,10 @@ import click
 
 from edge_embed.cli.pull import ensure
 from edge_embed.files import INPUT_FORMATS, InputFormat, format_of, read_file, read_stream
-from edge_embed.prompts import DOCUMENT, QUERY, first_name
 
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
+    from edge_embed.prompts import Role
     from edge_embed.types import EmbedResult, Pooling, Precision, Truncate
 
 POOLINGS: Final = ("mean", "cls", "last")
@@ -110,18 +110,16 @@ class ModelOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodeOptions:
-    """What is put before the texts, and what is done with long ones and with the vectors."""
+class PromptOptions:
+    """What is put before the texts."""
 
     prompt: str | None
     prompt_name: str | None
     instruction: str | None
     query: bool
     document: bool
-    dimensions: int | None
-    truncate: Truncate
 
-    def check(self) -> EncodeOptions:
+    def check(self) -> PromptOptions:
         """Itself, if the options do not contradict each other; click.UsageError otherwise."""
         given = {
             "--prompt": self.prompt is not None,
@@ -135,6 +133,19 @@ class EncodeOptions:
             raise click.UsageError(f"{' and '.join(chosen)} contradict each other: give one of them")
         return self
 
+    @property
+    def role(self) -> Role | None:
+        """What the texts are, as far as it was said."""
+        return "query" if self.query else "document" if self.document else None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeOptions(PromptOptions):
+    """What is put before the texts, and what is done with long ones and with the vectors."""
+
+    dimensions: int | None
+    truncate: Truncate
+
     def embed(
         self,
         embedder: Embedder,
@@ -144,14 +155,12 @@ class EncodeOptions:
         precision: Precision = "float32",
     ) -> EmbedResult:
         """The vectors of texts and what is known about them."""
-        name = self.prompt_name
-        if self.instruction is None and (self.query or self.document):
-            name = first_name(embedder.prompts, QUERY if self.query else DOCUMENT)
         return embedder.embed(
             texts,
             prompt=self.prompt,
-            prompt_name=name,
+            prompt_name=self.prompt_name,
             instruction=self.instruction,
+            role=self.role,
             truncate_dim=self.dimensions,
             normalize=normalize,
             precision=precision,
@@ -213,17 +222,27 @@ def lora_file(value: str) -> tuple[str, float]:
         return value, 1.0
 
 
+_PROMPTS: Final = (
+    click.option("--prompt", metavar="TEXT", help="Text put before each input."),
+    click.option("--prompt-name", metavar="NAME", help="A prompt of the model, see `edge-embed show`."),
+    click.option("--instruction", metavar="TEXT", help="Task description, for a model that was trained with them."),
+    click.option("--query", is_flag=True, help="The texts are search queries: use the model's prompt for these."),
+    click.option("--document", is_flag=True, help="The texts are to be found: use the model's prompt for these."),
+)
+
+
+def prompt_options(command: Command) -> Command:
+    """Adds what is put before the texts; the command gets ``prompts``, a PromptOptions."""
+    return _grouped("prompts", PromptOptions, command, *_PROMPTS)
+
+
 def encode_options(command: Command) -> Command:
     """Adds prompts, dimensions and truncation; the command gets ``encoding``, an EncodeOptions."""
     return _grouped(
         "encoding",
         EncodeOptions,
         command,
-        click.option("--prompt", metavar="TEXT", help="Text put before each input."),
-        click.option("--prompt-name", metavar="NAME", help="A prompt of the model, see `edge-embed show`."),
-        click.option("--instruction", metavar="TEXT", help="Task description, for a model that was trained with them."),
-        click.option("--query", is_flag=True, help="The texts are search queries: use the model's prompt for these."),
-        click.option("--document", is_flag=True, help="The texts are to be found: use the model's prompt for these."),
+        *_PROMPTS,
         click.option(
             "-d",
             "--dimensions",
@@ -233,14 +252,19 @@ def encode_options(command: Command) -> Command:
             metavar="N",
             help="Values kept of each vector (MRL); all by default.",
         ),
-        click.option(
-            "--truncate",
-            type=click.Choice(TRUNCATIONS),
-            default="right",
-            show_default=True,
-            help="What happens to a text that is too long: lose its end, its beginning, or be refused.",
-        ),
-    )  # fmt: skip
+        truncate_option("a text"),
+    )
+
+
+def truncate_option(what: str) -> Callable[[Command], Command]:
+    """Adds ``--truncate``."""
+    return click.option(
+        "--truncate",
+        type=click.Choice(TRUNCATIONS),
+        default="right",
+        show_default=True,
+        help=f"What happens to {what} that is too long: lose its end, its beginning, or be refused.",
+    )
 
 
 def _grouped(name: str, group: type[Group], command: Command, *parameters: Callable[[Command], Command]) -> Command:
@@ -250,7 +274,7 @@ def _grouped(name: str, group: type[Group], command: Command, *parameters: Calla
     @functools.wraps(command)
     def call(**values: Any) -> None:
         made = group(**{field: values.pop(field) for field in names})
-        command(**{name: made.check() if isinstance(made, (TextSource, EncodeOptions)) else made}, **values)
+        command(**{name: made.check() if isinstance(made, (TextSource, PromptOptions)) else made}, **values)
 
     result: Command = call
     for parameter in reversed(parameters):
