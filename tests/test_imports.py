@@ -16,10 +16,11 @@ ROOT = Path(__file__).parent.parent
 # A module may import from the rows above its own, and from its own package. Packages stand for all their modules.
 LAYERS = (
     ("errors", "keys", "pipelines"),
+    ("cancellation",),
     ("types",),
     ("architectures", "batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
-    ("metadata", "store"),
-    ("catalogue", "hub", "rerank_info", "soundness"),
+    ("metadata", "projection", "store"),
+    ("cache", "catalogue", "hub", "projection_file", "rerank_info", "soundness"),
     ("model_info", "sources", "tokenizer"),
     ("engine",),
     ("provision",),
@@ -31,11 +32,13 @@ LAYERS = (
 )
 
 # These compute, and nothing else: no files, no environment, no output.
-PURE = ("batching", "errors", "keys", "pipelines", "postprocess", "prompts", "types")
+PURE = ("batching", "errors", "keys", "pipelines", "postprocess", "projection", "prompts", "types")
 IMPURE_LIBRARIES = {"io", "logging", "os", "pathlib", "shutil", "socket", "subprocess", "sys", "tempfile"}
 
 # The converter shares with the runtime only what says how things are named and go wrong, and how a GGUF is read ...
-CONVERT_MAY_IMPORT = {"convert", "errors", "gguf_header", "keys", "pipelines", "types"}
+CONVERT_MAY_IMPORT = {
+    "convert", "errors", "gguf_header", "keys", "pipelines", "projection", "projection_file", "types",
+}  # fmt: skip
 # ... and crosses to it inside a function where its job needs a running model.
 CONVERT_MAY_CROSS = {
     "calibrate": {"embedder", "engine", "model_info", "tokenizer"},
