@@ -15,6 +15,8 @@ from pathlib import Path
 
 from gguf import GGUFValueType
 
+from edge_embed.types import Float32Array
+
 from .architectures.family import KeyValue
 from .container import ALIGNMENT, TensorInfo, padded
 
@@ -67,6 +69,12 @@ def encode_entry(entry: KeyValue) -> bytes:
         items = b"".join(_value(value, entry.kind) for value in entry.value)
         return key + struct.pack("<IIQ", _ARRAY, int(entry.kind), len(entry.value)) + items
     return key + struct.pack("<I", int(entry.kind)) + _value(entry.value, entry.kind)
+
+
+def encode_floats(key: str, values: Float32Array) -> bytes:
+    """An array of float32, in row-major order, as it is stored; millions of them make no list."""
+    head = struct.pack("<IIQ", _ARRAY, int(GGUFValueType.FLOAT32), values.size)
+    return _string(key) + head + values.astype("<f4", copy=False).tobytes()
 
 
 def replace_entries(

@@ -1,15 +1,19 @@
-"""The frontier as a picture: size against cosine and against retrieval overlap. Needs matplotlib, an optional extra."""
+"""What something costs as a picture: size against loss and retrieval overlap. Needs matplotlib, an optional extra."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edge_embed.errors import InvalidOptionError, OutputFileError
 
-from .measure import Figures
-from .recipe import Point
+if TYPE_CHECKING:
+    from edge_embed.projection import Cost
+
+    from .measure import Figures
+    from .recipe import Point
 
 
 def require(path: Path) -> None:
@@ -40,12 +44,7 @@ def draw(frontier: Sequence[Point], size_bytes: int, figures: Figures, path: Pat
     Raises:
         OutputFileError: it cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    loss, overlap = figure.subplots(1, 2)
+    figure, loss, overlap = _panels()
     recipe = sorted((p for p in frontier if p.name == "recipe"), key=lambda p: p.size_bytes)
     plain = [p for p in frontier if p.name != "recipe"]
     megabytes = [p.size_bytes / 1e6 for p in recipe]
@@ -64,7 +63,50 @@ def draw(frontier: Sequence[Point], size_bytes: int, figures: Figures, path: Pat
     loss.set_yscale("log")
     loss.set(xlabel="MB", ylabel="1 - cosine to the unquantized vector")
     overlap.set(xlabel="MB", ylabel="of the nearest ten, share that stays")
-    for axes in (loss, overlap):
+    _save(figure, path, title)
+
+
+def draw_costs(costs: Sequence[Cost], path: Path, *, title: str) -> None:
+    """Two panels, change of the cosines and top-10 overlap over the size, each with a projection and with a plain cut.
+
+    Args:
+        costs: smallest size first.
+        path: the PNG.
+        title: the model's name.
+
+    Raises:
+        OutputFileError: it cannot be written.
+    """
+    figure, drift, overlap = _panels()
+    sizes = [cost.dimensions for cost in costs]
+    for label, style, found in (
+        ("projected", "o-", [cost.projected for cost in costs]),
+        ("plain cut", "x--", [cost.plain for cost in costs]),
+    ):
+        drift.plot(sizes, [quality.drift for quality in found], style, label=label)
+        overlap.plot(sizes, [quality.overlap for quality in found], style, label=label)
+    drift.set(xlabel="values of a vector", ylabel="mean change of the cosine of two texts")
+    overlap.set(xlabel="values of a vector", ylabel="of the nearest ten, share that stays")
+    for axes in (drift, overlap):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(sizes, list(map(str, sizes)))
+        axes.minorticks_off()
+    _save(figure, path, title)
+
+
+def _panels() -> tuple[Any, Any, Any]:
+    """A figure, its left and its right axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    return figure, left, right
+
+
+def _save(figure: Any, path: Path, title: str) -> None:
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(title)

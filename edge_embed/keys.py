@@ -16,6 +16,14 @@ NORMALIZE: Final = "edge_embed.normalize"  # bool
 EDS_TOKEN_ID: Final = "edge_embed.eds_token_id"  # uint32
 UNICODE_NORMALIZATION: Final = "edge_embed.unicode_normalization"  # string: none, NFC, NFKC
 DENSE: Final = "edge_embed.dense."  # + number + .in_features, .activation, .weight (float32, [out, in]), .bias
+# A projection learned on a user's texts; beside a model the two arrays are tensors, without the prefix.
+PROJECTION: Final = "edge_embed.projection."
+PROJECTION_IN_FEATURES: Final = "edge_embed.projection.in_features"  # uint32
+PROJECTION_WEIGHT: Final = "edge_embed.projection.weight"  # array of float32, [out, in]
+PROJECTION_MEAN: Final = "edge_embed.projection.mean"  # array of float32, [in]; absent where the mean is kept
+PROJECTION_POOLING: Final = "edge_embed.projection.pooling"  # string: mean, cls, last
+PROJECTION_TEXTS: Final = "edge_embed.projection.texts"  # uint32, how many it was fit on
+PROJECTION_MODEL: Final = "edge_embed.projection.model"  # string, what tells its model from others; only beside one
 MRL_DIMENSIONS: Final = "edge_embed.mrl_dimensions"  # array of uint32
 PROMPT: Final = "edge_embed.prompt."  # + name: string
 DEFAULT_PROMPT_NAME: Final = "edge_embed.default_prompt_name"  # string

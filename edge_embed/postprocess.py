@@ -42,12 +42,21 @@ def project(vectors: Float32Array, layers: Sequence[Dense]) -> Float32Array:
     """Raw pooled vectors ``[n, n_in]`` through Dense layers, in order; what is not finite stays so."""
     with np.errstate(all="ignore"):  # what overflows is looked for by the caller
         for layer in layers:
+            if layer.unit_input:
+                vectors = unit(vectors)
             vectors = vectors @ layer.weight.T
             if layer.bias is not None:
                 vectors = vectors + layer.bias
             if layer.activation == "tanh":
                 vectors = np.tanh(vectors)
     return vectors
+
+
+def unit(vectors: Float32Array) -> Float32Array:
+    """Rows of unit length, float32; norms are taken in float64, where no square overflows. A row of zeros stays zero."""
+    norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    result: Float32Array = (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    return result
 
 
 def finish(vectors: Float32Array, *, dim: int, normalize: bool, precision: Precision) -> AnyArray:
@@ -70,8 +79,7 @@ def finish(vectors: Float32Array, *, dim: int, normalize: bool, precision: Preci
     """
     result = vectors[:, :dim]
     if normalize:
-        norms = np.linalg.norm(result.astype(np.float64), axis=1, keepdims=True)
-        result = (result / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+        result = unit(result)
     else:
         result = result.astype(np.float32)  # a copy: the caller never sees the engine's memory
     if precision == "float32":
