@@ -22,7 +22,7 @@ import ctypes
 import os
 import weakref
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -32,9 +32,9 @@ from edge_embed.engine import adapter, bindings
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.graph import CBatch, HiddenRows
 from edge_embed.engine.head import read_head
+from edge_embed.engine.memory import Memory
 from edge_embed.engine.observe import GraphObserver
 from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
-from edge_embed.engine.prefixes import KEPT_TOKENS, RESIDENTS, Resident, Residents, worth_keeping
 from edge_embed.engine.shape import (
     BATCH_CAUSAL,
     BATCH_ENCODER,
@@ -128,7 +128,7 @@ class LlamaEngine:
         self._lib = bindings.load()
         self._abort = AbortFlag(self._lib.c)
         self._owner = Owner(self._abort)
-        self._capacity = 0
+        self._capacity = self._made_for = 0
         self._tokens = False  # whether the context is one for the vectors of tokens
         self._head = read_head(info) if info.causal else None
         types = info.rerank.token_types if info.rerank is not None else None
@@ -139,7 +139,7 @@ class LlamaEngine:
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
         # An observer is to see every text whole.
         self._shares = shares_prefixes(info, hidden=self.hidden) and not deterministic and observer is None
-        self._residents = Residents(n_seq_max)
+        self._memory = Memory(self._lib.c, n_seq_max)
         self._limits = EngineLimits(
             n_batch=n_batch,
             n_seq_max=n_seq_max,
@@ -280,7 +280,7 @@ class LlamaEngine:
         c, handles = self._lib.c, self._handles
         handles.free_context()
         self._capacity, self._tokens = 0, tokens
-        self._residents.held.clear()
+        self._memory.detach()
         params = c.llama_context_default_params()
         # llama.cpp pools, and looks ahead, within one ubatch only.
         params.n_ctx = params.n_batch = shape.n_ctx
@@ -308,7 +308,8 @@ class LlamaEngine:
             if handles.context:
                 if self._lora is not None:
                     adapter.apply(self._lib, handles.context, handles.adapter, self._lora)
-                self._capacity = shape.n_ctx
+                self._capacity, self._made_for = shape.n_ctx, n_tokens
+                self._memory.attach(handles.context, shape.n_ctx)
                 return
         raise EngineMemoryError(
             f"no memory for a context of {shape.n_ctx} tokens: {bindings.last_complaint() or 'no reason given'}",
@@ -318,25 +319,25 @@ class LlamaEngine:
     def _fit(self, n_tokens: int, *, tokens: bool = False) -> None:
         """Have a context for a batch of ``n_tokens``: a larger one if need be, a smaller one after a long text."""
         wanted = max(n_tokens, self._limits.n_batch)
-        if n_tokens > self._capacity or tokens != self._tokens or self._capacity > _TOO_LARGE * wanted:
+        if n_tokens > self._capacity or tokens != self._tokens or self._made_for > _TOO_LARGE * wanted:
             self._grow(wanted, tokens=tokens)
 
     def _decode_healed(self, batch: Batch) -> Float32Array:
         rows = self._decode(batch)
         if np.isfinite(rows).all():
             return rows
-        self._clear(data=True)
+        self._memory.clear(data=True)
         for row, single in enumerate(alone(batch)):
             rows[row] = self._decode(single)[0] if batch.n_seqs > 1 else rows[row]
             if not np.isfinite(rows[row]).all():
                 rows[row] = np.nan
-                self._clear(data=True)
+                self._memory.clear(data=True)
         return rows
 
     def _decode(self, batch: Batch) -> Float32Array:
         self._fit(batch.n_tokens)
         texts = sequences(batch) if self._shares else []
-        warm = self._warmed(batch, texts)
+        warm = self._memory.warm(batch, texts)
         embeddings = None
         if batch.second is not None and self._pair_embeddings is not None:
             embeddings = self._pair_embeddings(batch.token_ids, batch.second)
@@ -348,7 +349,7 @@ class LlamaEngine:
             return _pooled(rows, batch.lengths, self._info.pooling)
         if len(rows) == batch.n_seqs and not self._every_token:
             if self._shares:
-                self._keep(batch, texts)
+                self._memory.keep(batch, texts)
             return rows if self._head is None else _product(rows, self._head)
         self.hidden = self._shares = False  # no result_norm in this architecture's graph: let llama.cpp pool
         self._limits = replace(self._limits, shares_prefixes=False)
@@ -359,7 +360,7 @@ class LlamaEngine:
 
     def _decode_tokens(self, batch: Batch) -> Float32Array:
         self._fit(batch.n_tokens, tokens=True)
-        self._clear(data=False)
+        self._memory.clear(data=False)
         self._run(CBatch(self._lib.c, batch, [0] * batch.n_seqs, None, last_only=False))
         if self.hidden:
             rows = self._rows.take()
@@ -373,7 +374,7 @@ class LlamaEngine:
         if len(rows) != batch.n_tokens:
             raise ComputeError(f"the engine gave {len(rows)} vectors for {batch.n_tokens} tokens")
         if not np.isfinite(rows).all():
-            self._clear(data=True)
+            self._memory.clear(data=True)
         return rows
 
     def _run(self, packed: CBatch) -> None:
@@ -384,7 +385,7 @@ class LlamaEngine:
         code = self._lib.c.llama_decode(self._handles.context, packed.struct)
         if code == 0:
             return
-        self._clear(data=True)
+        self._memory.clear(data=True)
         if code == 2:
             raise CallCancelledError("the call was stopped")
         if code in (1, -2):
@@ -393,56 +394,6 @@ class LlamaEngine:
                 hint="lower n_batch or max_tokens",
             )
         raise ComputeError(f"the engine returned code {code}: {bindings.last_complaint() or 'no reason given'}")
-
-    # Beginnings
-
-    def _warmed(self, batch: Batch, texts: list[Int32Array]) -> list[int]:
-        """For each text of a batch, how many of its tokens are in memory already: its sequence then begins there."""
-        if not self._residents.held:
-            self._clear(data=False)
-            return [0] * batch.n_seqs
-        found = [self._residents.match(token_ids) for token_ids in texts]
-        used = {resident.seq for resident, _ in found if resident is not None}
-        while self._residents.n_tokens + batch.n_tokens > self._capacity:
-            weakest = self._residents.weakest()
-            if weakest is None or weakest.seq in used:
-                self._clear(data=False)
-                return [0] * batch.n_seqs
-            self._drop(weakest)
-        memory, c = self._memory(), self._lib.c
-        for seq, (resident, n) in enumerate(found):
-            if resident is not None:
-                c.llama_memory_seq_cp(memory, resident.seq, seq, 0, n)
-        return [n for _, n in found]
-
-    def _keep(self, batch: Batch, texts: list[Int32Array]) -> None:
-        """Keep what the batch's texts begin with for the next one, and forget the rest of them."""
-        memory, c = self._memory(), self._lib.c
-        for seq, n, proven in worth_keeping(batch, texts):
-            token_ids = texts[seq][:n]
-            known = self._residents.replaced_by(token_ids)
-            if known is not None:
-                if len(known.token_ids) >= n:
-                    continue
-                proven = proven or known.proven
-                self._drop(known)
-            while len(self._residents.held) == RESIDENTS or (
-                self._residents.held and self._residents.n_tokens + n > max(KEPT_TOKENS, n)
-            ):
-                weakest = self._residents.weakest()
-                assert weakest is not None
-                self._drop(weakest)
-            resident = self._residents.add(token_ids.copy(), proven=proven)
-            c.llama_memory_seq_cp(memory, seq, resident.seq, 0, n)
-        for seq in range(batch.n_seqs):
-            c.llama_memory_seq_rm(memory, seq, -1, -1)
-
-    def _drop(self, resident: Resident) -> None:
-        self._lib.c.llama_memory_seq_rm(self._memory(), resident.seq, -1, -1)
-        self._residents.held.remove(resident)
-
-    def _memory(self) -> Any:
-        return self._lib.c.llama_get_memory(self._handles.context)
 
     def _pooled_rows(self, n_seqs: int) -> Float32Array:
         rows = np.empty((n_seqs, self._width), dtype=np.float32)
@@ -454,12 +405,6 @@ class LlamaEngine:
         if self._info.rerank is not None and self._info.causal:  # llama.cpp ends qwen3's head with a softmax
             rows = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
         return rows
-
-    def _clear(self, *, data: bool) -> None:
-        self._residents.held.clear()
-        memory = self._memory()
-        if memory:  # encoders have none
-            self._lib.c.llama_memory_clear(memory, data)
 
     def _check(self, batch: Batch) -> None:
         limits = self._limits
@@ -486,7 +431,7 @@ class LlamaEngine:
                 raise InvalidOptionError(f"a token id outside 0 to {limits.n_vocab - 1}")
 
     def _check_shared(self, batch: Batch) -> None:
-        if not self._limits.shares_prefixes and self.hidden:
+        if not self._limits.shares_prefixes:
             raise InvalidOptionError("this model's texts cannot share what they begin with")
         enclosing: list[int] = []  # where the stretches end that are open
         before = 0

@@ -25,8 +25,8 @@ class AbortFlag:
     """What llama.cpp asks before each operation: shall the computation go on?
 
     It asks through a C function that takes a pointer and returns a bool. A Python function there would need the
-    interpreter's lock, a thousand times a batch. The C library's ``strlen`` needs none, and over two bytes of ours it is
-    exactly that question: the text is empty, so 0, false, until a character is written.
+    interpreter's lock, a thousand times a batch. The C library's ``strlen`` needs none, and over two bytes of ours it
+    is exactly that question: the text is empty, so 0, false, until a character is written.
     """
 
     def __init__(self, c: Any) -> None:

@@ -9,7 +9,7 @@ This module knows which ids lie where. It calls nothing of the library.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -68,9 +68,14 @@ class Residents:
         best.proven, best.used = True, next(self._clock)
         return best, most
 
-    def weakest(self) -> Resident | None:
-        """The one to give up first: never used again since it came, else the one that was used least recently."""
-        return min(self.held, key=lambda resident: (resident.proven, resident.used), default=None)
+    def weakest(self, *, spare: Set[int] = frozenset()) -> Resident | None:
+        """The one to give up first: never used again since it came, else the one that was used least recently.
+
+        Args:
+            spare: sequences of those that are not given up.
+        """
+        others = (resident for resident in self.held if resident.seq not in spare)
+        return min(others, key=lambda resident: (resident.proven, resident.used), default=None)
 
     def replaced_by(self, token_ids: Int32Array) -> Resident | None:
         """One that is the beginning of ``token_ids``, or that these are the beginning of."""
