@@ -90,8 +90,7 @@ class Tokenizer:
         if n_original > limit:
             if truncate == "error":
                 raise TextTooLongError(index, n_original, limit)
-            # A space that ends the prompt is mostly part of the text's first token, and goes with it.
-            n_prompt = _n_common(self.ids(prompt), ids) if prompt else 0
+            head, n_prompt = self._prompt_ids(prompt, ids, truncate)
             keep = limit - n_special
             if n_prompt >= keep:
                 raise InvalidOptionError(
@@ -100,7 +99,7 @@ class Tokenizer:
                     hint="shorten the prompt, the instruction or the query, or raise max_tokens",
                 )
             rest = len(ids) - (keep - n_prompt)  # where the end of the text begins that is kept
-            ids = ids[:keep] if truncate == "right" else [*ids[:n_prompt], *ids[rest:]]
+            ids = ids[:keep] if truncate == "right" else [*head, *ids[rest:]]
         return Encoding(np.array([*self.prefix, *ids, *self.suffix], dtype=np.int32), n_original)
 
     def encode_pair(
@@ -154,6 +153,20 @@ class Tokenizer:
             second = second[:keep] if truncate == "right" else second[len(second) - keep :]
         before = [*self.prefix, *first, *self.separator]
         return Encoding(np.array([*before, *second, *self.suffix], dtype=np.int32), n_original, n_first=len(before))
+
+    def _prompt_ids(self, prompt: str, ids: Sequence[int], truncate: Truncate) -> tuple[Sequence[int], int]:
+        """The prompt's ids, with which a text that is cut begins, and how many they are.
+
+        A prompt's last token may be one with the text's first: a space, or the colon of ``Query:`` before a letter.
+        Where the text loses its end, it stays one. Where the text loses its beginning, the prompt gets the token that
+        it has by itself; a space at its end is left out, since the words inside a text bring their own.
+        """
+        own = self.ids(prompt) if prompt else ()
+        n_common = _n_common(own, ids)
+        if truncate == "right" or n_common == len(own):
+            return ids[:n_common], n_common
+        head = self.ids(prompt.rstrip(" "))
+        return head, len(head)
 
     def _limit(self, max_tokens: int | None) -> int:
         if max_tokens is None:
