@@ -48,6 +48,7 @@ from edge_embed.engine.shape import (
     shares_prefixes,
 )
 from edge_embed.engine.token_types import PairEmbeddings
+from edge_embed.engine.vocabulary import library_ids
 from edge_embed.errors import (
     CallCancelledError,
     ComputeError,
@@ -212,18 +213,8 @@ class LlamaEngine:
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids by the library's own tokenizer, none added; special-token text in it is recognized."""
-        raw = text.encode()
-        c, size = self._lib.c, len(raw) + 2
         with self._owner.borrowed():  # on the caller's thread: tokenizing only reads the model
-            vocab = c.llama_model_get_vocab(self._handles.model)
-            while True:
-                ids = (ctypes.c_int32 * size)()
-                n = c.llama_tokenize(vocab, raw, len(raw), ids, size, False, True)
-                if n >= 0:
-                    return ids[:n]
-                if n == -(1 << 31):
-                    raise InvalidOptionError("the text is too long to be tokenized", hint="split it")
-                size = -n
+            return library_ids(self._lib, self._handles.model, text)
 
     def close(self) -> None:
         """Free the model. Calls under way finish first; later ones raise EngineClosedError."""
