@@ -13,6 +13,7 @@ from edge_embed import postprocess, prompts
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info, require_embeddings
+from edge_embed.projection_file import with_projection
 from edge_embed.provision import locate
 from edge_embed.running import compute, open_model, usage
 from edge_embed.tokenizer import Tokenizer, check_text
@@ -47,6 +48,7 @@ class Embedder:
         gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
         lora: a LoRA adapter in a GGUF of its own, added while the model computes.
         lora_scale: how much of it is added; 1 is the adapter as trained.
+        projection: a learned projection (``edge-embed project fit``) that vectors go through before they are cut.
         download: whether a known model that is not on this machine may be downloaded, and converted where there is
             no ready file; by default only if the environment variable ``EDGE_EMBED_DOWNLOAD`` is 1.
 
@@ -54,7 +56,7 @@ class Embedder:
         ModelMissingError: a known model that is not here, where downloading is not allowed; the message has the
             command that fetches it.
         HubError: the download.
-        ModelNotFoundError, ModelFileError, UnsupportedModelError: the model or its adapter.
+        ModelNotFoundError, ModelFileError, UnsupportedModelError: the model, its adapter or its projection.
         EngineUnavailableError, EngineMemoryError: the machine.
         InvalidOptionError, InvalidDimensionError, UnknownPromptError: an argument.
     """
@@ -73,11 +75,13 @@ class Embedder:
         gpu_layers: int | None = None,
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
+        projection: str | Path | None = None,
         download: bool | None = None,
     ) -> None:
         header = read_header(locate(model, download=download, show_progress_bar=True))
         info = read_model_info(header, pooling=pooling, max_tokens=max_tokens)
         require_embeddings(info)
+        info = with_projection(info, header, projection, adapted=lora is not None)
         postprocess.check_dim(truncate_dim, info.n_embd)
         engine, tokenizer = open_model(
             header,

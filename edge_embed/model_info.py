@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import cast
+from typing import Final, cast
 
 from edge_embed import catalogue, keys
 from edge_embed.architectures import DECODERS, ENCODERS, MAX_CONTEXT, MAX_LAYERS, MAX_WIDTH, POOLING_BY_ID
@@ -22,6 +22,12 @@ from edge_embed.prompts import INSTRUCTION_SLOT
 from edge_embed.rerank_info import read_rerank_info
 from edge_embed.soundness import check_tensors, check_tokenizer
 from edge_embed.types import Dense, DenseActivation, ModelInfo, Pooling, RerankInfo
+
+# general.type, what that is, and the option that takes it.
+_BESIDE_A_MODEL: Final = (
+    ("adapter", "an adapter", "--lora (lora=)"),
+    ("projection", "a projection", "--projection (projection=)"),
+)
 
 
 def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_tokens: int | None = None) -> ModelInfo:
@@ -39,10 +45,11 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
     """
     read = Metadata(header)
     arch = read.text("general.architecture")
-    if header.metadata.get("general.type") == "adapter":
-        raise UnsupportedModelError(
-            f"{read.path} is an adapter, not a model of its own", hint="pass it beside its model, with --lora (lora=)"
-        )
+    for kind, what, option in _BESIDE_A_MODEL:
+        if header.metadata.get("general.type") == kind:
+            raise UnsupportedModelError(
+                f"{read.path} is {what}, not a model of its own", hint=f"pass it beside its model, with {option}"
+            )
     if arch not in ENCODERS and arch not in DECODERS:
         raise UnsupportedModelError(
             f"the architecture {arch!r} is not supported",

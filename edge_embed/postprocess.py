@@ -53,7 +53,7 @@ def project(vectors: Float32Array, layers: Sequence[Dense]) -> Float32Array:
 
 
 def unit(vectors: Float32Array) -> Float32Array:
-    """Rows of unit length, float32; norms are taken in float64, where no square overflows. A row of zeros stays zero."""
+    """Rows of unit length, float32, by norms in float64, where no square overflows. A row of zeros stays zero."""
     norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     result: Float32Array = (vectors / np.where(norms > 0, norms, 1.0)).astype(np.float32)
     return result
@@ -78,10 +78,7 @@ def finish(vectors: Float32Array, *, dim: int, normalize: bool, precision: Preci
         InvalidOptionError: float16 of vectors that were not normalized and are too large for it.
     """
     result = vectors[:, :dim]
-    if normalize:
-        result = unit(result)
-    else:
-        result = result.astype(np.float32)  # a copy: the caller never sees the engine's memory
+    result = unit(result) if normalize else result.astype(np.float32)  # a copy: the engine's memory is not shown
     if precision == "float32":
         return result
     if precision == "float16":

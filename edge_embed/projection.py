@@ -22,7 +22,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge_embed.errors import InvalidDimensionError, InvalidOptionError
+from edge_embed.errors import (
+    InvalidDimensionError,
+    InvalidOptionError,
+    InvalidTextError,
+    NonFiniteError,
+    TextTooLongError,
+)
 from edge_embed.postprocess import finish, project, unit
 from edge_embed.types import Dense, Float32Array, Pooling
 
@@ -30,7 +36,7 @@ Float64Array = npt.NDArray[np.float64]
 
 ENOUGH = 5  # texts for each value of a vector, below which the axes are known badly: benchmarks/LOG.md
 SAMPLE = 20_000  # texts used unless the caller wants more
-MOST_HELD_OUT = 1_000
+MOST_HELD_OUT, SENSIBLE_HELD_OUT = 1_000, 100
 NEAREST = 10
 _ONE_IN = 10  # texts held out
 _STEP = 64  # texts embedded between two signs of progress
@@ -305,7 +311,8 @@ def learn(
     Raises:
         InvalidDimensionError: ``dimensions`` outside 1..n_in.
         InvalidOptionError: too few texts.
-        EdgeEmbedError: what ``embed`` raises.
+        InvalidTextError: a text that is longer than allowed, or that the model overflows on.
+        EdgeEmbedError: what else ``embed`` raises.
     """
     rows = check_rows(dimensions, n_in)
     check_texts(len(sample.to_fit), rows)
@@ -314,8 +321,26 @@ def learn(
     for texts, take in ((sample.to_fit, moments.add), (sample.held_out, held.append)):
         for first in range(0, len(texts), _STEP):
             step = texts[first : first + _STEP]
-            take(unit(embed(step)))
+            take(unit(_embedded(embed, step)))
             if advance is not None:
                 advance(len(step))
     projection = fit(moments, rows, pooling=pooling, center=center)
     return projection, costs(np.concatenate(held), projection)
+
+
+def _embedded(embed: Callable[[Sequence[str]], Float32Array], texts: Sequence[str]) -> Float32Array:
+    """Vectors; a text is named by how it begins, because its position in the input is not known any more."""
+    try:
+        return embed(texts)
+    except TextTooLongError as error:
+        n_tokens = f"has {error.n_tokens} tokens, and the limit is {error.limit}"
+        raise InvalidTextError(f"the text {_beginning(texts[error.index])} {n_tokens}", hint=error.hint) from None
+    except NonFiniteError as error:
+        raise InvalidTextError(
+            f"the model has no finite vector for the text {_beginning(texts[error.indices[0]])}",
+            hint="the weights overflow on it: leave it out, or use a BF16 or F32 file of the model",
+        ) from None
+
+
+def _beginning(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:60] + "...")

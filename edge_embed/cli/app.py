@@ -19,11 +19,13 @@ from edge_embed.cli.convert import convert
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
 from edge_embed.cli.models import list_models, show
+from edge_embed.cli.project import project
 from edge_embed.cli.pull import pull
 from edge_embed.cli.quantize import quantize
 from edge_embed.cli.rerank import rerank
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
+from edge_embed.cli.tokenize import count_tokens, tokenize
 from edge_embed.cli.verify import verify
 from edge_embed.errors import EdgeEmbedError, OutputFileError, exit_code
 
@@ -122,5 +124,20 @@ def main(debug: bool) -> None:
     del debug  # App.invoke reads it
 
 
-for _command in (embed, similarity, rerank, convert, quantize, calibrate, verify, pull, show, list_models, doctor):
+for _command in (
+    embed,
+    similarity,
+    rerank,
+    tokenize,
+    count_tokens,
+    convert,
+    quantize,
+    calibrate,
+    verify,
+    project,
+    pull,
+    show,
+    list_models,
+    doctor,
+):
     main.add_command(_command)

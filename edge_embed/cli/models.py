@@ -108,6 +108,7 @@ def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
         "default_prompt_name": info.default_prompt_name,
         "instruction_template": info.instruction_template,
         "mrl_dimensions": list(info.mrl_dimensions),
+        "projection": _projection(header, info),
         "rerank": None
         if info.rerank is None
         else {
@@ -138,7 +139,7 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
             "vocabulary": f"{info.n_vocab:,} tokens",
             "pooling": f"{info.pooling} (from the {info.pooling_source})",
             "EDS token": f"{eds!r} ({info.eds_token_id}) ends every text" if eds is not None else None,
-            **(_vectors(info) if info.rerank is None else _scores(info.rerank)),
+            **(_vectors(info, described["projection"]) if info.rerank is None else _scores(info.rerank)),
             "Unicode": info.unicode_normalization if info.unicode_normalization != "none" else "as it is",
             "prompts": "\n".join(
                 f"{name}{' (default)' if name == info.default_prompt_name else ''}: {shorten(repr(prompt), 96)}"
@@ -160,8 +161,30 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
     return {name: str(value) for name, value in rows.items() if value}
 
 
-def _vectors(info: ModelInfo) -> dict[str, str]:
-    return {"vectors": "unit length" if info.normalize else "not normalized"}
+def _projection(header: GgufHeader, info: ModelInfo) -> dict[str, Any] | None:
+    """The learned projection that the file holds, or None."""
+    from edge_embed.projection_file import has_projection
+
+    if not has_projection(info):
+        return None
+    layer = info.dense[-1]
+    return {
+        "in": layer.n_in,
+        "out": layer.n_out,
+        "centered": layer.bias is not None,
+        "texts": header.metadata[keys.PROJECTION_TEXTS],
+    }
+
+
+def _vectors(info: ModelInfo, projection: Mapping[str, Any] | None) -> dict[str, str]:
+    rows = {"vectors": "unit length" if info.normalize else "not normalized"}
+    if projection is not None:
+        mean = "taken off" if projection["centered"] else "kept"
+        rows["projection"] = (
+            f"learned on {projection['texts']:,} texts, {projection['in']} values to at most {projection['out']}, "
+            f"mean {mean}"
+        )
+    return rows
 
 
 def _scores(rerank: RerankInfo) -> dict[str, str | None]:

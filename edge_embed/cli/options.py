@@ -91,6 +91,7 @@ class ModelOptions:
     threads: int | None
     batch_tokens: int | None
     lora: tuple[str, float]
+    projection: str | None
     yes: bool
 
     def open(self) -> Embedder:
@@ -106,6 +107,7 @@ class ModelOptions:
             n_batch=self.batch_tokens,
             lora=lora or None,
             lora_scale=scale,
+            projection=self.projection,
         )
 
 
@@ -170,7 +172,7 @@ class EncodeOptions(PromptOptions):
 
 def text_source(command: Command) -> Command:
     """Adds ``[TEXTS]...`` and the options of a file; the command gets ``source``, a TextSource."""
-    return _grouped(
+    return grouped(
         "source",
         TextSource,
         command,
@@ -191,7 +193,7 @@ def text_source(command: Command) -> Command:
 
 def model_options(command: Command) -> Command:
     """Adds the options of the model; the command gets ``engine``, a ModelOptions."""
-    return _grouped(
+    return grouped(
         "engine",
         ModelOptions,
         command,
@@ -206,6 +208,9 @@ def model_options(command: Command) -> Command:
             default="",
             callback=lambda _ctx, _param, value: lora_file(value),
             help="A LoRA adapter (GGUF) to add to the model, as much of it as SCALE says; 1 by default.",
+        ),
+        click.option(
+            "--projection", metavar="FILE", help="A projection of `edge-embed project fit` that vectors go through."
         ),
         click.option(
             "-y", "--yes", is_flag=True, envvar="EDGE_EMBED_DOWNLOAD", help="Download a model that is missing unasked."
@@ -233,12 +238,12 @@ _PROMPTS: Final = (
 
 def prompt_options(command: Command) -> Command:
     """Adds what is put before the texts; the command gets ``prompts``, a PromptOptions."""
-    return _grouped("prompts", PromptOptions, command, *_PROMPTS)
+    return grouped("prompts", PromptOptions, command, *_PROMPTS)
 
 
 def encode_options(command: Command) -> Command:
     """Adds prompts, dimensions and truncation; the command gets ``encoding``, an EncodeOptions."""
-    return _grouped(
+    return grouped(
         "encoding",
         EncodeOptions,
         command,
@@ -267,8 +272,8 @@ def truncate_option(what: str) -> Callable[[Command], Command]:
     )
 
 
-def _grouped(name: str, group: type[Group], command: Command, *parameters: Callable[[Command], Command]) -> Command:
-    """The command with those parameters, which reach it as one value called ``name``."""
+def grouped(name: str, group: type[Group], command: Command, *parameters: Callable[[Command], Command]) -> Command:
+    """The command with those parameters, which reach it as one value called ``name``, a dataclass ``group``."""
     names = [field.name for field in fields(group)]  # type: ignore[arg-type]  # every group is a dataclass
 
     @functools.wraps(command)
