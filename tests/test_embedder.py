@@ -129,6 +129,6 @@ def test_a_child_that_was_killed_says_nothing_about_the_model(
     embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info: ModelInfo = embedder.info
-    monkeypatch.setattr("edge_embed.engine.probe._CHILD", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr("edge_embed.engine.child._PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(EngineUnavailableError, match="SIGKILL"):
         run_child(info, True)

@@ -17,7 +17,8 @@ import pytest
 from edge_embed import Embedder
 from edge_embed.engine import bindings
 from edge_embed.engine import probe as probe_module
-from edge_embed.engine.probe import ChildResult, ProbeResult, SlowEngineWarning, cache_key, cached, probe, run_child
+from edge_embed.engine.findings import key_of
+from edge_embed.engine.probe import ChildResult, ProbeResult, SlowEngineWarning, cached, probe, run_child
 from edge_embed.errors import EngineError, EngineUnavailableError, ModelFileError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
@@ -157,13 +158,13 @@ def test_a_changed_file_is_tried_again(info: ModelInfo, library: Path, tmp_path:
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(Path(info.path).read_bytes())
     info = dataclasses.replace(info, path=str(copy))
-    before = cache_key(info, library)
+    before = key_of(info, library)
     os.utime(copy, ns=(1, 1))
-    assert before != cache_key(info, library)
+    assert before != key_of(info, library)
 
 
 def test_another_pooling_is_another_outcome(info: ModelInfo, library: Path) -> None:
-    assert cache_key(info, library) != cache_key(dataclasses.replace(info, pooling="cls"), library)
+    assert key_of(info, library) != key_of(dataclasses.replace(info, pooling="cls"), library)
 
 
 def test_the_cache_keeps_the_newest_outcomes(info: ModelInfo, library: Path, empty_cache: Path) -> None:
@@ -172,7 +173,7 @@ def test_the_cache_keeps_the_newest_outcomes(info: ModelInfo, library: Path, emp
     (empty_cache / "probe.json").write_text(json.dumps(old))
     probe(info, library, run=Children(FINE))
     kept = list(json.loads((empty_cache / "probe.json").read_text()))
-    assert ["001", cache_key(info, library)] == [kept[0], kept[-1]]
+    assert ["001", key_of(info, library)] == [kept[0], kept[-1]]
     assert ["probe.json"] == [path.name for path in empty_cache.iterdir()]
 
 
@@ -193,37 +194,59 @@ def test_a_child_reports_what_the_engine_refuses_and_why(info: ModelInfo, tmp_pa
     assert "attn_q" in result.error
 
 
+def as_child(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Child processes run this instead."""
+    monkeypatch.setattr("edge_embed.engine.child._PROGRAM", program)
+
+
 def test_a_child_that_dies_is_reported_by_signal(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    died = subprocess.CompletedProcess([], -signal.SIGILL, "", "")
-    monkeypatch.setattr(probe_module.subprocess, "run", lambda *_args, **_kwargs: died)
+    as_child(monkeypatch, "import os, signal; os.kill(os.getpid(), signal.SIGILL)")
     assert ChildResult(True, "it died of SIGILL") == run_child(info, True)
 
 
+@pytest.mark.parametrize("said", ["", "no JSON", "[]"])
 def test_a_child_without_an_answer_says_nothing_about_the_model(
-    info: ModelInfo, monkeypatch: pytest.MonkeyPatch
+    said: str, info: ModelInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent = subprocess.CompletedProcess([], 0, "", "")
-    monkeypatch.setattr(probe_module.subprocess, "run", lambda *_args, **_kwargs: silent)
+    as_child(monkeypatch, f"print({said!r})")
     with pytest.raises(EngineUnavailableError, match="ended with code 0: no reason given"):
         run_child(info, True)
 
 
-def test_a_child_that_hangs_says_nothing_about_the_model(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(*args: object, **kwargs: object) -> None:
-        raise subprocess.TimeoutExpired("python", 120)
+def test_the_last_line_of_a_childs_complaints_is_the_reason(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_child(monkeypatch, "import sys; sys.stderr.write('first\\nno room for a process\\n'); sys.exit(3)")
+    with pytest.raises(EngineUnavailableError, match="ended with code 3: no room for a process"):
+        run_child(info, True)
 
-    monkeypatch.setattr(probe_module.subprocess, "run", hang)
-    with pytest.raises(EngineUnavailableError, match="no answer within 120 s"):
+
+def test_a_child_that_hangs_says_nothing_about_the_model(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_child(monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr(probe_module, "timeout_of", lambda _: 0.2)
+    with pytest.raises(EngineUnavailableError, match="no answer within 0 s"):
         run_child(info, True)
 
 
 def test_a_child_that_cannot_be_started_is_an_engine_error(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object, **kwargs: object) -> None:
-        raise PermissionError("not allowed")
-
-    monkeypatch.setattr(probe_module.subprocess, "run", refuse)
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(EngineError, match="no child process could be started"):
         run_child(info, True)
+
+
+def test_a_child_has_ended_when_its_parent_goes_on(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that gave no answer: nothing is left that computes."""
+    started = []
+
+    class Noted(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[call-overload]
+            started.append(self)
+
+    as_child(monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr(probe_module, "timeout_of", lambda _: 0.2)
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    with pytest.raises(EngineUnavailableError):
+        run_child(info, True)
+    assert [-signal.SIGKILL] == [process.returncode for process in started]
 
 
 def test_an_embedder_probes_a_new_file_and_only_once(
