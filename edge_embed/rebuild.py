@@ -22,12 +22,47 @@ from edge_embed import keys
 from edge_embed.errors import ModelFileError
 from edge_embed.pipelines import BYTE_LEVEL, IGNORE_MERGES, PHANTOM_SPACE, PIPELINES, Part
 
-Content = Callable[[str], Sequence[int]]
-"""Text -> ids of the text alone."""
+
+class Content:
+    """Text -> ids of the text alone.
+
+    A slice at a time where that changes nothing: the library keeps some 130 bytes for a character.
+
+    Args:
+        path: the file, for messages.
+        backend: the library's tokenizer.
+        cut: where a long text may be cut; None for nowhere.
+        skipped: characters left out between two slices.
+    """
+
+    def __init__(self, path: str | Path, backend: Any, cut: re.Pattern[str] | None, skipped: int) -> None:
+        self._path, self._backend, self._cut, self._skipped = path, backend, cut, skipped
+
+    def __call__(self, text: str) -> Sequence[int]:
+        if len(text) <= _SLICE or self._cut is None:
+            return self._encode(text)
+        whole = array("i")
+        for part in _slices(text, self._cut, self._skipped):
+            whole.extend(self._encode(part))
+        return whole
+
+    def counts(self, texts: Sequence[str]) -> list[int]:
+        """How many ids each text has, on all cores; half as fast again on one."""
+        if any(len(text) > _SLICE for text in texts):
+            return [len(self(text)) for text in texts]
+        found: list[Any] = _guarded(
+            self._path, lambda: self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        )
+        return [len(encoding) for encoding in found]
+
+    def _encode(self, text: str) -> Sequence[int]:
+        ids: list[int] = _guarded(self._path, lambda: self._backend.encode(text, add_special_tokens=False).ids)
+        return ids
+
 
 # llama.h, enum llama_token_type
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5
-_SLICE = 1 << 16  # characters tokenized at a time
+_SLICE: Final = 1 << 16  # characters tokenized at a time
 
 # Where a long text may be cut without changing an id: between a letter and a character that no word goes on with.
 # The letters are letters in every version of Unicode; the punctuation is that of Chinese and Japanese.
@@ -275,23 +310,10 @@ def _add_tokens(backend: Any, metadata: Mapping[str, Any]) -> list[str]:
 def _content(
     path: str | Path, backend: Any, added: Iterable[str], cut: re.Pattern[str] | None, skipped: int = 0
 ) -> Content:
-    """Text -> ids, a slice at a time where that changes nothing: the library keeps some 130 bytes for a character."""
+    """The tokenizer, which cuts long texts unless one of its added tokens could be cut, too."""
     if cut is not None and any(cut.search(token) for token in added):
         cut = None
-
-    def encode(text: str) -> Sequence[int]:
-        ids: list[int] = _guarded(path, lambda: backend.encode(text, add_special_tokens=False).ids)
-        return ids
-
-    def content(text: str) -> Sequence[int]:
-        if len(text) <= _SLICE or cut is None:
-            return encode(text)
-        whole = array("i")
-        for part in _slices(text, cut, skipped):
-            whole.extend(encode(part))
-        return whole
-
-    return content
+    return Content(path, backend, cut, skipped)
 
 
 def _slices(text: str, cut: re.Pattern[str], skipped: int) -> Iterator[str]:

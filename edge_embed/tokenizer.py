@@ -39,6 +39,7 @@ class Tokenizer:
         max_tokens: most tokens of an encoding, special ones included.
         normalization: ``none``, ``NFC`` or ``NFKC``.
         separator: ids put between the two texts of a pair; None where it is not known what the original puts there.
+        counts: texts -> how many ids each has, faster than ``content`` for many; None where there is no such way.
     """
 
     content: Callable[[str], Sequence[int]]
@@ -47,10 +48,28 @@ class Tokenizer:
     max_tokens: int
     normalization: str = "none"
     separator: tuple[int, ...] | None = None
+    counts: Callable[[Sequence[str]], list[int]] | None = None
 
     def ids(self, text: str) -> Sequence[int]:
         """The ids of the text alone: normalized, nothing added, nothing cut."""
         return self.content(self._normalized(text))
+
+    def count(self, texts: Sequence[str], *, prompt: str = "", first: int = 0) -> list[int]:
+        """Tokens of each text, special ones and the prompt included, nothing cut.
+
+        Args:
+            texts: any strings.
+            prompt: put before each; both are tokenized as one string.
+            first: the position of the first of them in the call, for messages.
+
+        Raises:
+            InvalidTextError: not a string, or not encodable as UTF-8.
+        """
+        framed = [prompt + check_text(text, index) for index, text in enumerate(texts, first)]
+        n_special = len(self.prefix) + len(self.suffix)
+        if self.counts is None:
+            return [len(self.ids(text)) + n_special for text in framed]
+        return [n + n_special for n in self.counts([self._normalized(text) for text in framed])]
 
     def encode(
         self,
@@ -93,14 +112,56 @@ class Tokenizer:
             head, n_prompt = self._prompt_ids(prompt, ids, truncate)
             keep = limit - n_special
             if n_prompt >= keep:
-                raise InvalidOptionError(
-                    f"what stands before text {index} has {n_prompt} tokens and leaves no room for it: "
-                    f"{max(keep, 0)} fit",
-                    hint="shorten the prompt, the instruction or the query, or raise max_tokens",
-                )
+                raise self._no_room(index, n_prompt, keep)
             rest = len(ids) - (keep - n_prompt)  # where the end of the text begins that is kept
             ids = ids[:keep] if truncate == "right" else [*head, *ids[rest:]]
         return Encoding(np.array([*self.prefix, *ids, *self.suffix], dtype=np.int32), n_original)
+
+    def windows(
+        self,
+        text: str,
+        *,
+        prompt: str = "",
+        overlap: int | None = None,
+        index: int = 0,
+        max_tokens: int | None = None,
+    ) -> list[Encoding]:
+        """Encode one text as windows that overlap, each with the prompt and the special tokens; one where it fits.
+
+        They are of one length and evenly spread, so that the last is not a short one that counts as much as the others.
+
+        Args:
+            text: any string.
+            prompt: put before it.
+            overlap: tokens that neighbouring windows have in common, at least; an eighth of a window by default.
+            index: the text's position in the call, for messages.
+            max_tokens: a lower limit of a window than the model's.
+
+        Raises:
+            InvalidTextError: not a string, not encodable as UTF-8, or without any token.
+            InvalidOptionError: ``overlap`` or ``max_tokens`` outside what is possible, or the prompt leaves no room.
+        """
+        limit = self._limit(max_tokens)
+        ids = self.ids(prompt + check_text(text, index))
+        n_special = len(self.prefix) + len(self.suffix)
+        n_original = len(ids) + n_special
+        head, n_prompt = self._prompt_ids(prompt, ids, "left")
+        room = limit - n_special - len(head)
+        if overlap is not None and (type(overlap) is not int or not 0 <= overlap < room):
+            raise InvalidOptionError(f"overlap is {overlap!r}", hint=f"give 0 to {max(room - 1, 0)} tokens")
+        if n_original <= limit:
+            return [self.encode(text, prompt=prompt, index=index, max_tokens=max_tokens)]
+        if room < 1:
+            raise self._no_room(index, len(head), limit - n_special)
+        body = ids[n_prompt:]
+        stride = room - (room // 8 if overlap is None else overlap)
+        steps = -(-(len(body) - room) // stride)
+        return [
+            Encoding(
+                np.array([*self.prefix, *head, *body[start : start + room], *self.suffix], dtype=np.int32), n_original
+            )
+            for start in ((len(body) - room) * step // steps for step in range(steps + 1))
+        ]
 
     def encode_pair(
         self,
@@ -153,6 +214,13 @@ class Tokenizer:
             second = second[:keep] if truncate == "right" else second[len(second) - keep :]
         before = [*self.prefix, *first, *self.separator]
         return Encoding(np.array([*before, *second, *self.suffix], dtype=np.int32), n_original, n_first=len(before))
+
+    @staticmethod
+    def _no_room(index: int, n_prompt: int, keep: int) -> InvalidOptionError:
+        return InvalidOptionError(
+            f"what stands before text {index} has {n_prompt} tokens and leaves no room for it: {max(keep, 0)} fit",
+            hint="shorten the prompt, the instruction or the query, or raise max_tokens",
+        )
 
     def _prompt_ids(self, prompt: str, ids: Sequence[int], truncate: Truncate) -> tuple[Sequence[int], int]:
         """The prompt's ids, with which a text that is cut begins, and how many they are.
@@ -223,7 +291,8 @@ def tokenizer_of(info: ModelInfo, metadata: Mapping[str, Any], library: Callable
     content = rebuild.rebuilt(info.path, metadata, info.unicode_normalization)
     if content is None:
         return from_library(info, metadata, library)
-    return replace(from_library(info, metadata, content), normalization="none")  # the original one does it itself
+    found = from_library(info, metadata, content)
+    return replace(found, normalization="none", counts=content.counts)  # the original one normalizes itself
 
 
 def wordpiece(info: ModelInfo, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -243,7 +312,8 @@ def wordpiece(info: ModelInfo, metadata: Mapping[str, Any]) -> Tokenizer:
     if min(unknown, cls, sep) < 0:
         raise ModelFileError(f"{info.path}: the vocabulary has no [UNK], [CLS] or [SEP]")
     content = rebuild.wordpiece(info.path, metadata, unknown, (cls, sep))
-    return Tokenizer(content, (cls,), (sep,), info.max_tokens, info.unicode_normalization, (sep,))
+    normalization = info.unicode_normalization
+    return Tokenizer(content, (cls,), (sep,), info.max_tokens, normalization, (sep,), content.counts)
 
 
 def from_library(info: ModelInfo, metadata: Mapping[str, Any], content: Callable[[str], Sequence[int]]) -> Tokenizer:

@@ -24,9 +24,9 @@ LAYERS = (
     ("model_info", "sources", "tokenizer"),
     ("engine",),
     ("provision",),
-    ("running",),
+    ("inputs", "jobs", "running"),
     ("embedder", "reranker"),
-    ("registry", "scheduler", "testing"),
+    ("registry", "scheduler", "testing", "tokens"),
     ("server",),
     ("cli",),
 )
