@@ -80,3 +80,16 @@ class Cancellation:
             interrupts = list(self._interrupts)
         for interrupt in interrupts:
             interrupt()
+
+
+def stop_of(timeout: float | None, cancellation: Cancellation | None) -> Cancellation | None:
+    """What stops a call that takes both.
+
+    Raises:
+        InvalidOptionError: both were given, or ``timeout`` is not a positive number.
+    """
+    if timeout is None:
+        return cancellation
+    if cancellation is not None:
+        raise InvalidOptionError("timeout and cancellation were given together", hint="Cancellation(timeout=...)")
+    return Cancellation(timeout)

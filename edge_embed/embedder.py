@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import cast
 
 import numpy as np
 
 from edge_embed import postprocess, prompts
-from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
+from edge_embed.cancellation import Cancellation, stop_of
+from edge_embed.errors import EngineClosedError, InvalidOptionError, NonFiniteError
 from edge_embed.gguf_header import read_header
+from edge_embed.inputs import as_texts, checked_prompts
+from edge_embed.jobs import EmbedJob, finish, merged, pooled
 from edge_embed.model_info import read_model_info, require_embeddings
+from edge_embed.progress import Progress
 from edge_embed.projection_file import with_projection
 from edge_embed.provision import locate
-from edge_embed.running import compute, open_model, usage
+from edge_embed.running import compute, compute_tokens, open_model
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
+    OUTPUTS,
+    TEXT_TRUNCATIONS,
     AnyArray,
     EmbedResult,
     Encoding,
     Engine,
     Float32Array,
+    KvType,
     Lora,
     ModelInfo,
+    Output,
     Pooling,
     Precision,
     Truncate,
+    is_one_of,
 )
 
 
@@ -46,6 +54,10 @@ class Embedder:
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default.
         gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
+        kv_type: how a model with a KV cache keeps what it has seen of a text: ``f16``, or ``q8_0`` in half the memory
+            and less exactly.
+        deterministic: the same text gives the same bits whatever else is in the call: each is computed by itself,
+            which is slower. Without it, the company that a text is computed in moves the last digits of its vector.
         lora: a LoRA adapter in a GGUF of its own, added while the model computes.
         lora_scale: how much of it is added; 1 is the adapter as trained.
         projection: a learned projection (``edge-embed project fit``) that vectors go through before they are cut.
@@ -73,6 +85,8 @@ class Embedder:
         n_threads: int | None = None,
         n_batch: int | None = None,
         gpu_layers: int | None = None,
+        kv_type: KvType = "f16",
+        deterministic: bool = False,
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
         projection: str | Path | None = None,
@@ -90,6 +104,8 @@ class Embedder:
                 "n_threads": n_threads,
                 "n_batch": n_batch,
                 "gpu_layers": gpu_layers,
+                "kv_type": kv_type,
+                "deterministic": deterministic,
                 "lora": None if lora is None else Lora(str(lora), lora_scale),
             },
         )
@@ -125,7 +141,7 @@ class Embedder:
         default_prompt_name: str | None,
     ) -> None:
         self.info = info
-        self.prompts = {**info.prompts, **_checked_prompts(own_prompts)}
+        self.prompts = {**info.prompts, **checked_prompts(own_prompts)}
         self.default_prompt_name = default_prompt_name or info.default_prompt_name
         self.truncate_dim = truncate_dim
         self._engine, self._tokenizer = engine, tokenizer
@@ -146,7 +162,11 @@ class Embedder:
         precision: Precision = "float32",
         truncate: Truncate = "right",
         max_tokens: int | None = None,
+        overlap: int | None = None,
+        output: Output = "vectors",
         show_progress_bar: bool = False,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
     ) -> EmbedResult:
         """Embed texts and report what was done.
 
@@ -162,9 +182,14 @@ class Embedder:
                 for a file that does not say is yes.
             precision: ``float32 float16 int8 uint8 binary ubinary``; see ``postprocess.finish``.
             truncate: what happens to a text above the limit: ``right`` drops its end, ``left`` its beginning,
-                ``error`` refuses. Special tokens are always kept.
+                ``error`` refuses, ``chunk`` reads it in windows that overlap, and the text's vector is the mean of
+                theirs. Special tokens are always kept.
             max_tokens: a lower limit for this call.
+            overlap: tokens that neighbouring windows have in common with ``truncate="chunk"``; an eighth by default.
+            output: ``tokens`` adds the vector of each token.
             show_progress_bar: a bar on a terminal, plain lines otherwise, on stderr.
+            timeout: seconds after which the call is stopped.
+            cancellation: stops the call from another thread; with a time limit of its own if it is to have one.
 
         Returns:
             Vectors ``[n, d]`` in input order, token counts and totals.
@@ -174,33 +199,116 @@ class Embedder:
             InvalidOptionError, InvalidDimensionError, UnknownPromptError: an argument.
             NonFiniteError: the model overflowed on some texts; ``.partial`` is the EmbedResult of the others.
             EngineMemoryError, ComputeError, EngineClosedError: the engine.
+            CallCancelledError, DeadlineExceededError: the call was stopped.
         """
+        job = self.prepare(
+            texts,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            instruction=instruction,
+            role=role,
+            truncate_dim=truncate_dim,
+            normalize=normalize,
+            precision=precision,
+            truncate=truncate,
+            max_tokens=max_tokens,
+            overlap=overlap,
+            output=output,
+        )
+        try:
+            (result,) = self.run([job], show_progress_bar=show_progress_bar, timeout=timeout, cancellation=cancellation)
+        except NonFiniteError as error:
+            raise NonFiniteError(error.indices, error.partial[0]) from None
+        return result
+
+    def prepare(
+        self,
+        texts: Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        role: prompts.Role | None = None,
+        truncate_dim: int | None = None,
+        normalize: bool | None = None,
+        precision: Precision = "float32",
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+        overlap: int | None = None,
+        output: Output = "vectors",
+    ) -> EmbedJob:
+        """Everything of a call that comes before the model runs. Arguments and errors as for ``embed``."""
         self._check_open()
-        texts = _as_list(texts)
+        texts = as_texts(texts)
         if normalize is not None and not isinstance(normalize, (bool, np.bool_)):
             raise InvalidOptionError(f"normalize is {normalize!r}", hint="True, False or None")
         dim = postprocess.check_dim(
             self.truncate_dim if truncate_dim is None else truncate_dim, self.info.n_embd, precision
         )
         prefix = self._prefix(prompt, prompt_name, instruction, role)
-        encodings, positions = self._encode_once(texts, prefix, truncate, max_tokens)
-        raw = compute(
-            self._engine,
-            encodings,
-            self._engine.n_embd,
-            action="embedding",
-            unit="texts",
-            show_progress_bar=show_progress_bar,
+        if not is_one_of(truncate, TEXT_TRUNCATIONS):
+            raise InvalidOptionError(f"truncate is {truncate!r}", hint=f"one of {', '.join(TEXT_TRUNCATIONS)}")
+        if not is_one_of(output, OUTPUTS):
+            raise InvalidOptionError(f"output is {output!r}", hint=f"one of {', '.join(OUTPUTS)}")
+        if output == "tokens" and truncate == "chunk":
+            raise InvalidOptionError(
+                "tokens of overlapping windows have several vectors", hint="choose another truncate"
+            )
+        if overlap is not None and truncate != "chunk":
+            raise InvalidOptionError("overlap is given without windows", hint='it belongs to truncate="chunk"')
+        encodings, parts, positions = self._encode_once(texts, prefix, truncate, max_tokens, overlap)
+        return EmbedJob(
+            encodings=tuple(encodings),
+            parts=tuple(parts),
+            positions=tuple(positions),
+            dim=dim,
+            normalize=self.info.normalize if normalize is None else bool(normalize),
+            precision=precision,
+            tokens=output == "tokens",
         )
-        raw = postprocess.project(raw, self.info.dense)
-        guilty = np.flatnonzero(~np.isfinite(raw).all(axis=1))
-        if normalize is None:
-            normalize = self.info.normalize
-        finished = postprocess.finish(raw, dim=dim, normalize=normalize, precision=precision)
-        result = EmbedResult(finished[positions], *usage(encodings, positions))
-        if len(guilty):
-            raise NonFiniteError(np.flatnonzero(np.isin(positions, guilty)).tolist(), result)
-        return result
+
+    def run(
+        self,
+        jobs: Sequence[EmbedJob],
+        *,
+        show_progress_bar: bool = False,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> list[EmbedResult]:
+        """The results of jobs, whose texts share the model's batches whatever size, precision or prompt each asks for.
+
+        Args:
+            jobs: from ``prepare`` of this Embedder.
+            show_progress_bar, timeout, cancellation: as for ``embed``.
+
+        Raises:
+            NonFiniteError: the model overflowed on some texts, counted through all jobs; ``.partial`` is the list of
+                results.
+            The engine's errors, as ``embed``.
+        """
+        self._check_open()
+        stop = stop_of(timeout, cancellation)
+        encodings, places = merged(jobs)
+        width = self._engine.n_embd
+        tokens: list[Float32Array] | None = None
+        with Progress("embedding", len(encodings), "texts", enabled=show_progress_bar) as progress:
+            if any(job.tokens for job in jobs):
+                tokens = compute_tokens(self._engine, encodings, progress, stop)
+                rows = pooled(tokens, self.info.pooling, width)
+            else:
+                rows = compute(self._engine, encodings, width, progress, stop)
+        results: list[EmbedResult] = []
+        guilty: list[int] = []
+        done = 0
+        for job, place in zip(jobs, places, strict=True):
+            own = [tokens[i] for i in place] if tokens is not None and job.tokens else None
+            result, wrong = finish(job, rows[place], self.info.dense, own)
+            results.append(result)
+            guilty += [done + index for index in wrong]
+            done += len(job.positions)
+        if guilty:
+            raise NonFiniteError(guilty, results)
+        return results
 
     def encode(
         self,
@@ -319,23 +427,31 @@ class Embedder:
         )
 
     def _encode_once(
-        self, texts: Sequence[str], prefix: str, truncate: Truncate, max_tokens: int | None
-    ) -> tuple[list[Encoding], list[int]]:
-        """Encodings of the distinct texts, and for each text which of them is its own."""
+        self, texts: Sequence[str], prefix: str, truncate: Truncate, max_tokens: int | None, overlap: int | None
+    ) -> tuple[list[Encoding], list[tuple[int, int]], list[int]]:
+        """Encodings of the distinct texts, which of them are each one's, and for each text which one it is."""
         seen: dict[str, int] = {}
         encodings: list[Encoding] = []
+        parts: list[tuple[int, int]] = []
         positions: list[int] = []
         for index, text in enumerate(texts):
             checked = check_text(text, index)
             if checked not in seen:
-                seen[checked] = len(encodings)
-                encodings.append(
-                    self._tokenizer.encode(
-                        checked, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens
+                seen[checked] = len(parts)
+                if truncate == "chunk":
+                    found = self._tokenizer.windows(
+                        checked, prompt=prefix, overlap=overlap, index=index, max_tokens=max_tokens
                     )
-                )
+                else:
+                    found = [
+                        self._tokenizer.encode(
+                            checked, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens
+                        )
+                    ]
+                parts.append((len(encodings), len(encodings) + len(found)))
+                encodings += found
             positions.append(seen[checked])
-        return encodings, positions
+        return encodings, parts, positions
 
     # Life
 
@@ -358,25 +474,3 @@ class Embedder:
 
     def __repr__(self) -> str:
         return f"Embedder({self.info.name!r}, {self.info.n_embd} dimensions, {self.info.pooling} pooling)"
-
-
-def _as_list(texts: object) -> list[str]:
-    """The texts, if they have an order and are not one string."""
-    try:
-        if isinstance(texts, (str, bytes, Mapping, Set)):
-            raise TypeError
-        return list(cast(Iterable[str], texts))
-    except TypeError:
-        raise InvalidTextError(
-            f"texts are {type(texts).__name__}, not a list of strings", hint="encode() takes a single string as well"
-        ) from None
-
-
-def _checked_prompts(own: object) -> dict[str, str]:
-    if own is None:
-        return {}
-    if not isinstance(own, Mapping) or not all(isinstance(x, str) for pair in own.items() for x in pair):
-        raise InvalidOptionError("prompts must map names to texts", hint='for example prompts={"query": "query: "}')
-    for name, text in own.items():
-        prompts.checked(name, text)
-    return dict(own)

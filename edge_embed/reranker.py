@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from edge_embed.cancellation import Cancellation, stop_of
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info, require_scores
+from edge_embed.progress import Progress
 from edge_embed.prompts import INSTRUCTION_SLOT, fill_slots, split_rerank_template
 from edge_embed.provision import locate
 from edge_embed.running import compute, open_model, usage
@@ -21,6 +23,7 @@ from edge_embed.types import (
     Encoding,
     Engine,
     Float32Array,
+    Lora,
     ModelInfo,
     RankedDocument,
     RerankInfo,
@@ -47,6 +50,7 @@ class Reranker:
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default.
         gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
+        lora, lora_scale: a LoRA adapter and how much of it is added; see ``Embedder``.
         download: whether a known model that is not here may be downloaded; see ``Embedder``.
 
     Raises:
@@ -65,13 +69,22 @@ class Reranker:
         n_threads: int | None = None,
         n_batch: int | None = None,
         gpu_layers: int | None = None,
+        lora: str | Path | None = None,
+        lora_scale: float = 1.0,
         download: bool | None = None,
     ) -> None:
         header = read_header(locate(model, download=download, show_progress_bar=True))
         info = read_model_info(header, max_tokens=max_tokens)
         require_scores(info)
         engine, tokenizer = open_model(
-            header, info, {"n_threads": n_threads, "n_batch": n_batch, "gpu_layers": gpu_layers}
+            header,
+            info,
+            {
+                "n_threads": n_threads,
+                "n_batch": n_batch,
+                "gpu_layers": gpu_layers,
+                "lora": None if lora is None else Lora(str(lora), lora_scale),
+            },
         )
         try:
             self._assemble(info, engine, tokenizer, instruction)
@@ -97,6 +110,7 @@ class Reranker:
             self._before, behind = split_rerank_template(self._head.template)
             self._tokenizer = replace(tokenizer, suffix=tuple(tokenizer.ids(behind)))
         self.instruction = self._instruction(instruction) if instruction is not None else self._head.instruction
+        self._check_room()
 
     # Scoring
 
@@ -108,6 +122,8 @@ class Reranker:
         truncate: Truncate = "right",
         max_tokens: int | None = None,
         show_progress_bar: bool = False,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
     ) -> RerankResult:
         """Score pairs and report what was done.
 
@@ -121,6 +137,8 @@ class Reranker:
                 are always kept.
             max_tokens: a lower limit for this call.
             show_progress_bar: a bar on a terminal, plain lines otherwise, on stderr.
+            timeout: seconds after which the call is stopped.
+            cancellation: stops the call from another thread; with a time limit of its own if it is to have one.
 
         Returns:
             Scores ``[n]`` in input order, the logits that they were made of, token counts and totals.
@@ -130,18 +148,13 @@ class Reranker:
             InvalidOptionError: an argument, or a query that leaves no room for a document.
             NonFiniteError: the model overflowed on some pairs; ``.partial`` is the RerankResult of the others.
             EngineMemoryError, ComputeError, EngineClosedError: the engine.
+            CallCancelledError, DeadlineExceededError: the call was stopped.
         """
         self._check_open()
         chosen = self.instruction if instruction is None else self._instruction(instruction)
         encodings, positions = self._encode_once(_as_pairs(pairs), chosen, truncate, max_tokens)
-        rows = compute(
-            self._engine,
-            encodings,
-            len(self._head.labels),
-            action="reranking",
-            unit="pairs",
-            show_progress_bar=show_progress_bar,
-        )
+        with Progress("reranking", len(encodings), "pairs", enabled=show_progress_bar) as progress:
+            rows = compute(self._engine, encodings, len(self._head.labels), progress, stop_of(timeout, cancellation))
         logits = _logits(rows, self._head)[positions]
         result = RerankResult(_activated(logits, self._head), logits, *usage(encodings, positions))
         guilty = np.flatnonzero(~np.isfinite(logits))
@@ -230,6 +243,19 @@ class Reranker:
         return self._encode(*checked, chosen, truncate, 0, max_tokens)
 
     # Steps
+
+    def _check_room(self) -> None:
+        """Refuse a limit under which no pair fits, however short: now, and not at the first call."""
+        own = self._tokenizer
+        between = len(own.separator or ()) if self._head.template is None else 0
+        before = len(own.ids(fill_slots(self._before, "", self.instruction))) if self._before else between
+        smallest = len(own.prefix) + before + len(own.suffix) + 1
+        if self.info.max_tokens < smallest:
+            what = "separators" if self._head.template is None else "template and the instruction"
+            raise InvalidOptionError(
+                f"max_tokens is {self.info.max_tokens}, and a pair has {smallest - 1} tokens of the {what} alone",
+                hint=f"give at least {smallest}, and what a query and a document need",
+            )
 
     def _instruction(self, instruction: str) -> str:
         if not isinstance(instruction, str):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from edge_embed.cancellation import Cancellation
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.progress import Progress
 from edge_embed.tokenizer import Tokenizer, tokenizer_of
-from edge_embed.types import Encoding, Engine, Float32Array, Int32Array, Lora, ModelInfo, Usage
+from edge_embed.types import Encoding, Engine, Float32Array, Int32Array, KvType, Lora, ModelInfo, Usage
 
 
 class EngineOptions(TypedDict, total=False):
@@ -22,7 +22,7 @@ class EngineOptions(TypedDict, total=False):
     n_batch: int | None
     gpu_layers: int | None
     lora: Lora | None
-    kv_type: Literal["f16", "q8_0"]
+    kv_type: KvType
     deterministic: bool
 
 
@@ -34,12 +34,13 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
         EngineUnavailableError, EngineMemoryError: the machine.
         InvalidOptionError: an option outside its range.
     """
-    from edge_embed.engine import bindings
+    from edge_embed.engine import bindings, tune
     from edge_embed.engine.llama import LlamaEngine
     from edge_embed.engine.probe import probe
 
-    usable = probe(info, bindings.load().library)
-    engine = LlamaEngine(info, use_extra_bufts=usable.use_extra_bufts, **options)
+    arguments = tune.arguments(info, options)
+    usable = probe(info, bindings.load().library).use_extra_bufts
+    engine = LlamaEngine(info, **{**arguments, "use_extra_bufts": usable and arguments.get("use_extra_bufts", True)})
     try:
         return engine, tokenizer_of(info, header.metadata, engine.tokenize)
     except BaseException:
@@ -48,25 +49,29 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
 
 
 def compute(
-    engine: Engine,
-    encodings: Sequence[Encoding],
-    width: int,
-    *,
-    action: str,
-    unit: str,
-    show_progress_bar: bool,
-    stop: Cancellation | None = None,
+    engine: Engine, encodings: Sequence[Encoding], width: int, progress: Progress, stop: Cancellation | None = None
 ) -> Float32Array:
     """The engine's rows for encodings, float32 ``[n, width]``, in their order."""
     limits = engine.limits
     rows = np.empty((len(encodings), width), dtype=np.float32)
-    with Progress(action, len(encodings), unit, enabled=show_progress_bar) as progress:
-        for batch in pack(
-            encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes
-        ):
-            rows[list(batch.indices)] = engine.decode(batch, stop)
-            progress.advance(batch.n_seqs)
+    for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes):
+        rows[list(batch.indices)] = engine.decode(batch, stop)
+        progress.advance(batch.n_seqs)
     return rows
+
+
+def compute_tokens(
+    engine: Engine, encodings: Sequence[Encoding], progress: Progress, stop: Cancellation | None = None
+) -> list[Float32Array]:
+    """The engine's vectors of every token, float32 ``[n_tokens, n_embd]`` for each encoding, in their order."""
+    limits = engine.limits
+    found: list[Float32Array] = [np.empty((0, engine.n_embd), dtype=np.float32)] * len(encodings)
+    for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max):
+        rows = np.split(engine.decode_tokens(batch, stop), np.cumsum(batch.lengths)[:-1])
+        for index, vectors in zip(batch.indices, rows, strict=True):
+            found[index] = vectors
+        progress.advance(batch.n_seqs)
+    return found
 
 
 def usage(encodings: Sequence[Encoding], positions: Sequence[int]) -> tuple[Int32Array, Int32Array, Usage]:

@@ -62,6 +62,12 @@ class FakeEngine:
                 row[:] = np.nan
         return rows
 
+    def decode_tokens(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
+        """A one for each token, at its id modulo ``n_embd``, float32 ``[n_tokens, n_embd]``."""
+        self.decode(batch, stop)
+        rows: Float32Array = np.eye(self._n_embd, dtype=np.float32)[batch.token_ids % self._n_embd]
+        return rows
+
     def close(self) -> None:
         """Later calls of ``decode`` raise EngineClosedError."""
         self._closed = True

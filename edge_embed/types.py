@@ -12,9 +12,15 @@ from edge_embed.cancellation import Cancellation
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-Truncate = Literal["right", "left", "error"]
+Truncate = Literal["right", "left", "error", "chunk"]
+Output = Literal["vectors", "tokens"]
+KvType = Literal["f16", "q8_0"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
+# What may happen to a pair, or to a text that is encoded once; ``chunk`` makes several encodings of a text.
 TRUNCATIONS: tuple[Truncate, ...] = ("right", "left", "error")
+TEXT_TRUNCATIONS: tuple[Truncate, ...] = (*TRUNCATIONS, "chunk")
+KV_TYPES: tuple[KvType, ...] = ("f16", "q8_0")
+OUTPUTS: tuple[Output, ...] = ("vectors", "tokens")
 
 
 def is_one_of(value: object, allowed: tuple[str, ...]) -> bool:
@@ -134,12 +140,19 @@ class EmbedResult:
         n_tokens: int32 ``[n]``, tokens used of each text, special tokens included.
         n_original: int32 ``[n]``, tokens of each text before truncation.
         usage: totals.
+        n_windows: int32 ``[n]``, windows that each text was cut into; 1 but with ``truncate="chunk"``.
+        token_vectors: of each text float32 ``[n_tokens, n]``, the model's last hidden states, neither normalized nor
+            cut; None unless they were asked for.
+        token_ids: the tokens that these belong to, int32 ``[n_tokens]`` each; None likewise.
     """
 
     vectors: AnyArray
     n_tokens: Int32Array
     n_original: Int32Array
     usage: Usage
+    n_windows: Int32Array
+    token_vectors: tuple[Float32Array, ...] | None = None
+    token_ids: tuple[Int32Array, ...] | None = None
 
     @property
     def truncated(self) -> npt.NDArray[np.bool_]:
@@ -241,6 +254,10 @@ class Engine(Protocol):
         computation early, with CallCancelledError or DeadlineExceededError.
         Raises ``EngineError`` leaves; ``InvalidOptionError`` where the batch breaks a limit.
         """
+        ...
+
+    def decode_tokens(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
+        """The last hidden state of every token, float32 ``[n_tokens, n_embd]``, in the batch's order."""
         ...
 
     def close(self) -> None: ...

@@ -37,7 +37,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_public_methods_of_an_embedder() -> None:
     expected = [
-        "close", "embed", "encode", "encode_document", "encode_query", "from_parts", "similarity", "tokenize",
+        "close", "embed", "encode", "encode_document", "encode_query", "from_parts", "prepare", "prompt_of", "run",
+        "similarity", "tokenize",
     ]  # fmt: skip
     assert expected == sorted(name for name in vars(Embedder) if not name.startswith("_"))
 
@@ -53,7 +54,7 @@ def test_queries_and_documents_take_what_encode_takes(method: str) -> None:
     own = inspect.signature(getattr(Embedder, method)).parameters
     encode = inspect.signature(Embedder.encode).parameters
     assert {name: str(encode[name]) for name in own} == {name: str(parameter) for name, parameter in own.items()}
-    assert set(encode) - set(own) <= {"instruction"}
+    assert set(encode) - set(own) <= {"instruction", "role"}
 
 
 def test_importing_loads_no_native_library_and_no_numpy() -> None:

@@ -26,7 +26,7 @@ LAYERS = (
     ("provision",),
     ("inputs", "jobs", "running"),
     ("embedder", "reranker"),
-    ("registry", "scheduler", "testing", "tokens"),
+    ("registry", "scheduler", "testing", "tokens", "two_stage"),
     ("server",),
     ("cli",),
 )

@@ -38,11 +38,9 @@ from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
 from edge_embed.engine.shape import (
     BATCH_CAUSAL,
     BATCH_ENCODER,
-    KV_TYPES,
     SEQ_CEILING,
     SEQ_MAX,
     UBATCH_CAUSAL,
-    KvType,
     context_shape,
     has_memory,
     shares_prefixes,
@@ -57,7 +55,18 @@ from edge_embed.errors import (
     ModelFileError,
 )
 from edge_embed.gguf_header import read_header
-from edge_embed.types import Batch, EngineLimits, Float32Array, Int32Array, Lora, ModelInfo, Pooling
+from edge_embed.types import (
+    KV_TYPES,
+    Batch,
+    EngineLimits,
+    Float32Array,
+    Int32Array,
+    KvType,
+    Lora,
+    ModelInfo,
+    Pooling,
+    is_one_of,
+)
 
 # llama.h
 _POOLING_ID: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
@@ -85,6 +94,7 @@ class LlamaEngine:
         observer: asked about every node of the graph, see ``observe.py``; slower.
         mmap: False reads the file into memory of its own instead of mapping it.
         kv_type: type of the keys and values in the context's memory: ``f16``, or ``q8_0`` in half the memory.
+        share_prefixes: whether what texts begin with is computed once, where the model allows it.
         deterministic: each text is computed by itself, so that its vector is the same, bit for bit, whatever else is
             in the call; slower.
 
@@ -110,6 +120,7 @@ class LlamaEngine:
         observer: GraphObserver | None = None,
         mmap: bool = True,
         kv_type: KvType = "f16",
+        share_prefixes: bool = True,
         deterministic: bool = False,
     ) -> None:
         default_batch = BATCH_CAUSAL if info.causal else BATCH_ENCODER
@@ -120,7 +131,7 @@ class LlamaEngine:
             _in_range("gpu_layers", gpu_layers, -1, 1 << 20)
         self._n_ubatch = _in_range("n_ubatch", n_ubatch, 1, largest)
         n_seq_max = 1 if deterministic else _in_range("n_seq_max", n_seq_max, 1, SEQ_CEILING)
-        if kv_type not in KV_TYPES:
+        if not is_one_of(kv_type, KV_TYPES):
             raise InvalidOptionError(f"kv_type is {kv_type!r}", hint=f"one of {', '.join(KV_TYPES)}")
         self._kv_type: KvType = kv_type
         if lora is not None:
@@ -139,7 +150,8 @@ class LlamaEngine:
         self._every_token = info.pooling in ("mean", "cls")
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
         # An observer is to see every text whole.
-        self._shares = shares_prefixes(info, hidden=self.hidden) and not deterministic and observer is None
+        shares = share_prefixes and not deterministic and observer is None
+        self._shares = shares and shares_prefixes(info, hidden=self.hidden)
         self._memory = Memory(self._lib.c, n_seq_max)
         self._limits = EngineLimits(
             n_batch=n_batch,

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from edge_embed.architectures import DECODERS
 from edge_embed.engine.prefixes import KEPT_TOKENS, RESIDENTS
-from edge_embed.types import ModelInfo
-
-KvType = Literal["f16", "q8_0"]
-KV_TYPES: Final[tuple[KvType, ...]] = ("f16", "q8_0")
+from edge_embed.types import KvType, ModelInfo
 
 ROW: Final = 256  # llama.cpp rounds a context up to this many cells
 # Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower; a causal model of
