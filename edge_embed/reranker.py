@@ -247,14 +247,16 @@ class Reranker:
     def _check_room(self) -> None:
         """Refuse a limit under which no pair fits, however short: now, and not at the first call."""
         own = self._tokenizer
-        between = len(own.separator or ()) if self._head.template is None else 0
-        before = len(own.ids(fill_slots(self._before, "", self.instruction))) if self._before else between
-        smallest = len(own.prefix) + before + len(own.suffix) + 1
+        if self._head.template is None:
+            between = [*(own.separator or ()), *own.ids("a")]
+        else:
+            between = [*own.ids(fill_slots(self._before, "", self.instruction) + "a")]
+        smallest = len(own.prefix) + len(between) + len(own.suffix)
         if self.info.max_tokens < smallest:
-            what = "separators" if self._head.template is None else "template and the instruction"
             raise InvalidOptionError(
-                f"max_tokens is {self.info.max_tokens}, and a pair has {smallest - 1} tokens of the {what} alone",
-                hint=f"give at least {smallest}, and what a query and a document need",
+                f"max_tokens is {self.info.max_tokens}, and a pair without a query and with a document of one letter "
+                f"has {smallest} tokens",
+                hint=f"give at least {smallest}, and as many more as queries and documents need",
             )
 
     def _instruction(self, instruction: str) -> str:

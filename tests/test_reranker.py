@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from gguf.constants import GGMLQuantizationType
 from gguf.quants import quantize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge_embed import Reranker, keys
-from edge_embed.cli import main
 from edge_embed.engine.head import read_head
 from edge_embed.engine.llama import LlamaEngine
 from edge_embed.errors import (
@@ -34,7 +31,6 @@ from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
 from edge_embed.prompts import fill_slots, rerank_problem, split_instruction, split_rerank_template
 from edge_embed.testing import FakeEngine, fake_reranker
-from edge_embed.types import RankedDocument
 from tests.tiny_gguf import RERANK_TEMPLATE, Metadata, gguf_bytes, tiny_bert, tiny_decoder, tiny_reranker
 
 DOCUMENTS = [
@@ -429,51 +425,3 @@ def test_a_file_that_shrank_is_noticed(path: Path, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(path.read_bytes()[:3000])
     with pytest.raises(ModelFileError, match="ends inside its head"):
         LlamaEngine(type(info)(**{**_fields(info), "path": str(tmp_path / "x.gguf")}))
-
-
-# The command
-
-
-def test_the_command_prints_the_documents_from_best_to_worst(path: Path, reranker: Reranker, tmp_path: Path) -> None:
-    def run(*arguments: str) -> list[dict[str, Any]]:
-        result = CliRunner().invoke(main, ["rerank", "-m", str(path), "--threads", "1", *arguments])
-        assert result.exit_code == 0, result.output
-        return [json.loads(line) for line in result.stdout.splitlines()]
-
-    expected = reranker.rank("a query", DOCUMENTS)
-    lines = run("a query", *DOCUMENTS)
-    assert [RankedDocument(**line) for line in lines] == [
-        RankedDocument(e.index, pytest.approx(e.score, abs=1e-4), e.document) for e in expected
-    ]
-    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"body": d}) + "\n" for d in DOCUMENTS), "utf-8")
-    assert run("a query", "-f", str(tmp_path / "d.jsonl"), "--field", "body", "-k", "2") == lines[:2]
-    cut = run("a query", "--max-tokens", "120", "-k", "9", *DOCUMENTS)
-    assert [line["index"] for line in cut if line["truncated"]] == [2]
-    raw = run("a query", "--raw-scores", "--instruction", "Find the answer", *DOCUMENTS)
-    assert [line["index"] for line in raw] == [line["index"] for line in lines]
-    assert raw[0]["score"] > 1
-
-
-def test_the_command_says_what_was_cut(path: Path) -> None:
-    result = CliRunner().invoke(main, ["rerank", "-m", str(path), "--max-tokens", "120", "-k", "1", "q", *DOCUMENTS])
-    assert "note: 1 of 6 documents was cut, so that the pair has 120 tokens" in result.stderr
-    assert len(result.stdout.splitlines()) == 1
-
-
-def test_show_and_doctor_know_a_reranker(path: Path) -> None:
-    shown = CliRunner().invoke(main, ["show", str(path)])
-    assert shown.exit_code == 0
-    assert "of pairs, probabilities" in shown.stdout
-    assert "Find the answer" in shown.stdout
-    found = json.loads(CliRunner().invoke(main, ["show", "--json", str(path)]).stdout)
-    assert found["rerank"]["activation"] == "sigmoid"
-    assert found["problem"] is None
-    checked = CliRunner().invoke(main, ["doctor", "-m", str(path)])
-    assert "reranking" in checked.stdout
-    assert "second in" in checked.stdout
-
-
-def test_the_command_refuses_an_embedding_model(qwen3_path: Path) -> None:
-    result = CliRunner().invoke(main, ["rerank", "-m", str(qwen3_path), "q", "a"])
-    assert result.exit_code == 3
-    assert "is an embedding model" in result.stderr
