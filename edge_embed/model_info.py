@@ -17,6 +17,7 @@ from edge_embed.catalogue import CatalogueEntry
 from edge_embed.errors import InvalidOptionError, ModelFileError, UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.metadata import Metadata, bos_token
+from edge_embed.model_shape import shape_of
 from edge_embed.projection_file import check_pooling, has_projection, projected, projection_inside
 from edge_embed.prompts import INSTRUCTION_SLOT
 from edge_embed.rerank_info import read_rerank_info
@@ -111,6 +112,7 @@ def read_model_info(header: GgufHeader, *, pooling: Pooling | None = None, max_t
         repairs=tuple(repairs),
         rerank=rerank,
         dense=dense,
+        shape=shape_of(header.metadata, header.tensors.values(), header.size_bytes, decoder=arch in DECODERS),
     )
     if projection is not None:
         info = projected(info, projection)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_embed.cancellation import Cancellation
+from edge_embed.model_shape import ModelShape
 
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
 Precision = Literal["float32", "float16", "int8", "uint8", "binary", "ubinary"]
@@ -360,6 +361,7 @@ class ModelInfo:
         repairs: one sentence for each flag that was missing or wrong and what was used instead.
         rerank: how pairs are scored; None for an embedding model.
         dense: linear layers behind the pooling that the engine does not compute.
+        shape: what its memory is computed from; None where that is not known.
     """
 
     path: str
@@ -386,6 +388,7 @@ class ModelInfo:
     repairs: tuple[str, ...] = ()
     rerank: RerankInfo | None = None
     dense: tuple[Dense, ...] = ()
+    shape: ModelShape | None = None
 
     @property
     def n_hidden(self) -> int:

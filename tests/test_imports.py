@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import from the rows above its own, and from its own package. Packages stand for all their modules.
 LAYERS = (
     ("errors", "keys", "pipelines"),
-    ("cancellation",),
+    ("cancellation", "model_shape"),
     ("types",),
     ("architectures", "batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
     ("metadata", "projection", "store"),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 
 # These compute, and nothing else: no files, no environment, no output.
-PURE = ("batching", "errors", "keys", "pipelines", "postprocess", "projection", "prompts", "types")
+PURE = ("batching", "errors", "keys", "model_shape", "pipelines", "postprocess", "projection", "prompts", "types")
 IMPURE_LIBRARIES = {"io", "logging", "os", "pathlib", "shutil", "socket", "subprocess", "sys", "tempfile"}
 
 # The converter shares with the runtime only what says how things are named and go wrong, and how a GGUF is read ...

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_embed.engine import bindings
-from edge_embed.engine.devices import cgroup_quota, cpu_name_and_flags, default_threads, physical_cores
+from edge_embed.engine.devices import cgroup_quota, cpu_name_and_flags, default_threads, memory, physical_cores
 
 # Flag of the CPU, as Linux writes it -> (its usual name, the entry of llama.cpp's system info that says that the
 # library was compiled with it, or empty where that does not tell). Source: ggml-cpu's feature list.
@@ -78,7 +78,7 @@ def machine() -> MachineReport:
     name, flags = cpu_name_and_flags()
     present = set(flags.split())
     allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-    memory, available = _memory()
+    found = memory()
     return MachineReport(
         cpu=name,
         features=tuple(usual for flag, (usual, _) in FEATURES.items() if flag in present),
@@ -86,8 +86,8 @@ def machine() -> MachineReport:
         logical_cpus=len(allowed),
         physical_cores=physical_cores(allowed),
         quota=cgroup_quota(),
-        memory_bytes=memory,
-        available_bytes=available,
+        memory_bytes=found.total,
+        available_bytes=found.available,
     )
 
 
@@ -120,30 +120,3 @@ def compiled_features(system_info: str) -> set[str]:
     if "SSE3" in names and "KLEIDIAI" in names:  # an Arm library's hook, which our x86 kernels use: native/hook.cpp
         names = names - {"KLEIDIAI"} | {OWN_KERNEL}
     return names
-
-
-def _memory() -> tuple[int | None, int | None]:
-    """Bytes in all and available, no more than the container's limit."""
-    found: dict[str, int] = {}
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key in ("MemTotal", "MemAvailable"):
-                found[key] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return _memory_by_sysconf(), None
-    total, available = found.get("MemTotal"), found.get("MemAvailable")
-    try:
-        folder = Path("/sys/fs/cgroup")
-        limit = int((folder / "memory.max").read_text())  # "max" where there is none
-        used = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return total, available
-    return min(limit, total or limit), min(limit - used, available or limit)
-
-
-def _memory_by_sysconf() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
