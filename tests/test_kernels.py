@@ -6,16 +6,20 @@ A library without them (a stock build, another processor) passes too, but rounds
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_bool, c_float, c_int, c_int64, c_size_t, c_void_p
+import itertools
+from ctypes import c_bool, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_embed.convert import ggml
 from edge_embed.engine import bindings
+from edge_embed.engine.report import compiled_features
 
 F32, F16 = 0, 1  # ggml.h, enum ggml_type
 
@@ -40,14 +44,20 @@ def libraries() -> tuple[Any, Any]:
         (base, "ggml_permute", c_void_p, [c_void_p, c_void_p, c_int, c_int, c_int, c_int]),
         (base, "ggml_flash_attn_ext", c_void_p, [*pointers, c_float, c_float, c_float]),
         (base, "ggml_gelu", c_void_p, [c_void_p, c_void_p]),
+        (base, "ggml_mul_mat", c_void_p, [c_void_p, c_void_p, c_void_p]),
         (base, "ggml_new_graph", c_void_p, [c_void_p]),
         (base, "ggml_build_forward_expand", None, [c_void_p, c_void_p]),
         (base, "ggml_backend_alloc_ctx_tensors", c_void_p, [c_void_p, c_void_p]),
+        (base, "ggml_backend_alloc_ctx_tensors_from_buft", c_void_p, [c_void_p, c_void_p]),
+        (base, "ggml_backend_buft_name", c_char_p, [c_void_p]),
+        (base, "ggml_backend_reg_dev_get", c_void_p, [c_void_p, c_size_t]),
+        (base, "ggml_backend_reg_get_proc_address", c_void_p, [c_void_p, c_char_p]),
         (base, "ggml_backend_buffer_free", None, [c_void_p]),
         (base, "ggml_backend_tensor_set", None, [c_void_p, c_void_p, c_size_t, c_size_t]),
         (base, "ggml_backend_tensor_get", None, [c_void_p, c_void_p, c_size_t, c_size_t]),
         (base, "ggml_backend_graph_compute", c_int, [c_void_p, c_void_p]),
         (base, "ggml_backend_free", None, [c_void_p]),
+        (cpu, "ggml_backend_cpu_reg", c_void_p, []),
         (cpu, "ggml_backend_cpu_init", c_void_p, []),
         (cpu, "ggml_backend_cpu_set_n_threads", None, [c_void_p, c_int]),
     ):
@@ -215,3 +225,101 @@ def test_gelu() -> None:
     wide = x.astype(np.float64)
     expected = wide / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)))
     np.testing.assert_allclose(graph.compute(result, x.shape, 2), expected, atol=4e-3, rtol=1e-3)
+
+
+# Products with quantized weights
+
+
+@cache
+def own_buffers() -> int | None:
+    """The buffer type that interleaves rows for our products; None in a library or on a processor without them."""
+    if not compiled_features(bindings.load().c.llama_print_system_info().decode()) & {"AVX512_VNNI", "AVX_VNNI"}:
+        return None
+    base, cpu = libraries()
+    reg = cpu.ggml_backend_cpu_reg()
+    address = base.ggml_backend_reg_get_proc_address(reg, b"ggml_backend_dev_get_extra_bufts")
+    extra = ctypes.CFUNCTYPE(ctypes.POINTER(c_void_p), c_void_p)(address)(base.ggml_backend_reg_dev_get(reg, 0))
+    kinds = itertools.takewhile(bool, (extra[i] for i in itertools.count()))
+    return next((kind for kind in kinds if base.ggml_backend_buft_name(kind) == b"CPU_VNNI"), None)
+
+
+def quantized(kind: str, rows: int, size: int, seed: int = 0) -> tuple[bytes, np.ndarray]:
+    """Blocks of random weights, and the numbers that they stand for; scales differ from row to row."""
+    random = np.random.default_rng(seed)
+    weights = random.standard_normal((rows, size)) * np.exp(random.standard_normal((rows, 1))) + 0.1
+    blocks = ggml.quantize(weights.astype(np.float32), GGMLQuantizationType[kind])
+    data = np.frombuffer(bytes(blocks), dtype=np.uint8).reshape(rows, -1)
+    return data.tobytes(), quants.dequantize(data, GGMLQuantizationType[kind]).astype(np.float64)
+
+
+def product(kind: str, blocks: bytes, rows: int, x: np.ndarray, threads: int) -> np.ndarray:
+    """``x @ weights.T`` by the library, ``x`` of ``[texts, tokens, size]``."""
+    graph = Graph()
+    apart = graph.ggml.ggml_init(InitParams(1 << 20, None, True))  # weights have a buffer type of their own
+    weights = graph.ggml.ggml_new_tensor_4d(apart, GGMLQuantizationType[kind].value, x.shape[2], rows, 1, 1)
+    ours = own_buffers()
+    if ours is None:
+        backend = graph.cpu.ggml_backend_cpu_init()
+        buffer = graph.ggml.ggml_backend_alloc_ctx_tensors(apart, backend)
+        graph.ggml.ggml_backend_free(backend)
+    else:
+        buffer = graph.ggml.ggml_backend_alloc_ctx_tensors_from_buft(apart, ours)
+    graph.ggml.ggml_backend_tensor_set(weights, blocks, 0, len(blocks))
+    result = graph.ggml.ggml_mul_mat(graph.context, weights, graph.tensor(x[None]))
+    found = graph.compute(result, (*x.shape[:2], rows), threads)
+    graph.ggml.ggml_backend_buffer_free(buffer)
+    graph.ggml.ggml_free(apart)
+    return found
+
+
+def most_lost(x: np.ndarray, weights: np.ndarray, block: int) -> Any:
+    """The largest error that rounding activations to 8 bits in blocks of that size can make."""
+    blocks = np.abs(x).astype(np.float64).reshape(*x.shape[:2], -1, block)
+    steps = np.repeat(blocks.max(axis=3) / 127, block, axis=2)
+    return steps / 2 @ np.abs(weights).T * 1.001 + 1e-4
+
+
+KINDS = ["Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=25)
+@given(
+    n=st.sampled_from([1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 50, 150]),
+    texts=st.sampled_from([1, 1, 2]),
+    rows=st.sampled_from([16, 32, 48, 144]),
+    size=st.sampled_from([256, 512, 1024]),
+    threads=st.integers(1, 3),
+)
+def test_products(kind: str, n: int, texts: int, rows: int, size: int, threads: int) -> None:
+    blocks, weights = quantized(kind, rows, size)
+    random = np.random.default_rng(n)
+    x = (random.standard_normal((texts, n, size)) * np.exp(2 * random.standard_normal(size))).astype(np.float32)
+    x[0, n // 2, :32] = 0
+    found, expected = product(kind, blocks, rows, x, threads), x.astype(np.float64) @ weights.T
+    block = 32 if own_buffers() or kind == "Q8_0" else 256
+    assert (np.abs(found - expected) <= most_lost(x, weights, block)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_large_matrices(kind: str) -> None:
+    """More activations than are walked at a time, and many groups of rows for each thread."""
+    blocks, weights = quantized(kind, 1008, 3072)
+    x = np.random.default_rng(0).standard_normal((1, 200, 3072)).astype(np.float32)
+    found, expected = product(kind, blocks, 1008, x, 2), x.astype(np.float64) @ weights.T
+    block = 32 if own_buffers() or kind == "Q8_0" else 256
+    assert (np.abs(found - expected) <= most_lost(x, weights, block)).all()
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_products_keep_nan_in_the_token_that_has_it(kind: str, bad: float) -> None:
+    if own_buffers() is None:
+        pytest.skip("stock kernels lose NaN")
+    blocks, _ = quantized(kind, 48, 512)
+    x = np.random.default_rng(0).standard_normal((1, 9, 512)).astype(np.float32)
+    x[0, 4, 300] = bad
+    found = product(kind, blocks, 48, x, 2)
+    assert np.isnan(found[0, 4]).all()
+    assert np.isfinite(np.delete(found[0], 4, axis=0)).all()

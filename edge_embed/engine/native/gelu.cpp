@@ -1,5 +1,5 @@
 // GELU for ggml's CPU backend on x86 processors. ggml looks each value up in a table, which takes as long as a product
-// with Q8_0 weights does in q8_0_vnni.cpp. The same formula is computed for 16 (8) values at once instead, and without
+// with Q8_0 weights does in products.cpp. The same formula is computed for 16 (8) values at once instead, and without
 // rounding to half precision.
 
 #include "kernels.h"

@@ -12,11 +12,9 @@ namespace edge_embed {
 ggml::cpu::tensor_traits * attention(const ggml_tensor * op);
 ggml::cpu::tensor_traits * gelu(const ggml_tensor * op);
 
-// Products with Q8_0 weights, which are interleaved when they are loaded.
-namespace q8_0 {
-bool fits(const ggml_tensor * weights);  // false for all where the processor lacks the instruction
-ggml::cpu::tensor_traits * product();
+// Products with quantized weights, whose rows are interleaved when they are loaded (products.cpp). nullptr for weights
+// that are left to ggml: other formats, sizes that do not divide, a processor without the instruction.
+ggml::cpu::tensor_traits * product(const ggml_tensor * weights);
 void repack(const ggml_tensor * tensor, const void * data);
-}  // namespace q8_0
 
 }  // namespace edge_embed
