@@ -41,6 +41,7 @@ from edge_embed.engine.shape import (
     SEQ_CEILING,
     SEQ_MAX,
     UBATCH_CAUSAL,
+    check_kv_type,
     context_shape,
     has_memory,
     shares_prefixes,
@@ -56,7 +57,6 @@ from edge_embed.errors import (
 )
 from edge_embed.gguf_header import read_header
 from edge_embed.types import (
-    KV_TYPES,
     Batch,
     EngineLimits,
     Float32Array,
@@ -65,7 +65,6 @@ from edge_embed.types import (
     Lora,
     ModelInfo,
     Pooling,
-    is_one_of,
 )
 
 # llama.h
@@ -131,8 +130,8 @@ class LlamaEngine:
             _in_range("gpu_layers", gpu_layers, -1, 1 << 20)
         self._n_ubatch = _in_range("n_ubatch", n_ubatch, 1, largest)
         n_seq_max = 1 if deterministic else _in_range("n_seq_max", n_seq_max, 1, SEQ_CEILING)
-        if not is_one_of(kv_type, KV_TYPES):
-            raise InvalidOptionError(f"kv_type is {kv_type!r}", hint=f"one of {', '.join(KV_TYPES)}")
+        if kv_type != "f16":
+            check_kv_type(read_header(info.path), info, kv_type)
         self._kv_type: KvType = kv_type
         if lora is not None:
             adapter.check(lora, read_header(info.path))

@@ -16,7 +16,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from edge_embed.cancellation import Cancellation
-from edge_embed.errors import EngineClosedError, EngineUnavailableError
+from edge_embed.errors import CallCancelledError, EngineClosedError, EngineUnavailableError
 
 T = TypeVar("T")
 
@@ -110,9 +110,9 @@ class Owner:
         with stop.interrupting(interrupt) if stop is not None else contextlib.nullcontext():
             try:
                 return future.result()
-            except CancelledError:
+            except (CancelledError, CallCancelledError):
                 if stop is not None:
-                    stop.check()
+                    stop.check()  # says why
                 raise
             except BaseException:
                 if not future.done():

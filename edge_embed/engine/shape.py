@@ -7,8 +7,11 @@ from typing import Final
 
 from edge_embed.architectures import DECODERS
 from edge_embed.engine.prefixes import KEPT_TOKENS, RESIDENTS
-from edge_embed.types import KvType, ModelInfo
+from edge_embed.errors import InvalidOptionError
+from edge_embed.gguf_header import GgufHeader
+from edge_embed.types import KV_TYPES, KvType, ModelInfo, is_one_of
 
+Q8_0_BLOCK: Final = 32
 ROW: Final = 256  # llama.cpp rounds a context up to this many cells
 # Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower; a causal model of
 # billions of weights wants its weights read less often.
@@ -88,3 +91,24 @@ def context_shape(
 def has_memory(info: ModelInfo) -> bool:
     """Whether the model keeps keys and values of tokens that it has seen."""
     return info.architecture in DECODERS
+
+
+def check_kv_type(header: GgufHeader, info: ModelInfo, kv_type: object) -> None:
+    """That keys and values of the model can be kept in that type.
+
+    Raises:
+        InvalidOptionError: not a type of ours, a model that keeps none, or heads that its blocks do not fill.
+    """
+    if not is_one_of(kv_type, KV_TYPES):
+        raise InvalidOptionError(f"kv_type is {kv_type!r}", hint=f"one of {', '.join(KV_TYPES)}")
+    if not has_memory(info):
+        raise InvalidOptionError("this model keeps no keys and values of what it has read", hint="leave kv_type out")
+    arch = info.architecture
+    per_head = info.n_hidden // int(header.metadata[f"{arch}.attention.head_count"])
+    for name in ("key", "value"):
+        size = int(header.metadata.get(f"{arch}.attention.{name}_length", per_head))
+        if kv_type == "q8_0" and size % Q8_0_BLOCK:
+            raise InvalidOptionError(
+                f"q8_0 keeps {Q8_0_BLOCK} values together, and this model has heads of {size} values",
+                hint="leave kv_type out",
+            )
