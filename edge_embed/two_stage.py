@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -116,7 +117,7 @@ def open_vectors(path: Path) -> AnyArray:
         InputFileError: it cannot be read, or is not a .npy file of such a matrix.
     """
     try:
-        found: AnyArray = np.load(path, mmap_mode="r", allow_pickle=False)
+        found: Any = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise InputFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError) as error:
@@ -124,7 +125,8 @@ def open_vectors(path: Path) -> AnyArray:
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.name not in ("float16", "float32"):
         what = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "an archive"
         raise InputFileError(f"{path} is {what}, expected float16 or float32 [n, d]", hint=_HINT)
-    return found
+    vectors: AnyArray = found
+    return vectors
 
 
 def check_count(n_vectors: int, n_texts: int) -> None:
