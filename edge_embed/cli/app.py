@@ -26,6 +26,7 @@ from edge_embed.cli.rerank import rerank
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
 from edge_embed.cli.tokenize import count_tokens, tokenize
+from edge_embed.cli.tune import tune
 from edge_embed.cli.verify import verify
 from edge_embed.errors import EdgeEmbedError, OutputFileError, exit_code
 
@@ -106,6 +107,7 @@ Examples:
   edge-embed embed -f articles.jsonl --field body -o vectors.npy
   edge-embed similarity "a cat" "a kitten" "a bank"
   edge-embed rerank -m qwen3-reranker-0.6b "how do bees navigate?" "by the sun" "by bus"
+  edge-embed count-tokens -f articles.jsonl --field body --total
   edge-embed pull qwen3-embedding-0.6b
   edge-embed convert ./Qwen3-Embedding-0.6B --type q8_0
 
@@ -139,5 +141,6 @@ for _command in (
     show,
     list_models,
     doctor,
+    tune,
 ):
     main.add_command(_command)
