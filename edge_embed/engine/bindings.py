@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib.util
 import os
 import threading
 from collections import deque
@@ -78,8 +79,9 @@ def load() -> Bindings:
     Raises:
         EngineUnavailableError: it is not installed, does not load, or is laid out differently.
     """
+    preferred = _preferred[-1] if _preferred else ""
     try:
-        with _short_waits():
+        with _short_waits(), _environment("LLAMA_CPP_LIB_PATH", preferred):
             import llama_cpp
             from llama_cpp import llama_cpp as c
     except ImportError as error:
@@ -91,7 +93,7 @@ def load() -> Bindings:
             f"llama-cpp-python's shared library cannot be loaded: {error}", hint=_REINSTALL
         ) from error
     check_layout(c)
-    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or Path(llama_cpp.__file__).parent / "lib")
+    folder = Path(preferred) if preferred else default_folder()
     _capture_log(c)
     c.llama_backend_init()
     check_defaults(c)
@@ -106,14 +108,57 @@ def _short_waits() -> Iterator[None]:
     the core from the very thread that it waits for when anything else runs on the machine. Measured on two cores
     (benchmarks/LOG.md): 3 % slower when nothing else runs, twice as fast beside one busy process.
     """
-    if "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ:
+    decided = "GOMP_SPINCOUNT" in os.environ or "OMP_WAIT_POLICY" in os.environ
+    with _environment("GOMP_SPINCOUNT", "" if decided else SPIN_COUNT):  # read once, when the library is loaded
         yield
-        return
-    os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT  # read once, when the library is loaded
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """The variable has the value inside the block; nothing is done where the value is empty."""
+    before = os.environ.get(name)
+    if value:
+        os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ["GOMP_SPINCOUNT"]
+        if value and before is None:
+            del os.environ[name]
+        elif value and before is not None:
+            os.environ[name] = before
+
+
+def default_folder() -> Path:
+    """Where the native libraries are unless another folder is preferred; loads nothing.
+
+    Raises:
+        EngineUnavailableError: llama-cpp-python is not installed.
+    """
+    own = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if own:
+        return Path(own)
+    package = importlib.util.find_spec("llama_cpp")
+    if package is None or package.origin is None:
+        raise EngineUnavailableError(
+            "llama-cpp-python is not installed", hint="install it: pip install llama-cpp-python"
+        )
+    return Path(package.origin).parent / "lib"
+
+
+# The folder that ``load`` takes the libraries from, where it is not the default one.
+_preferred: list[str] = []
+
+
+def prefer(folder: str) -> bool:
+    """Have the libraries of a folder loaded. False where those of another one are loaded already: there is no way back.
+
+    Args:
+        folder: with libllama and the libraries that it needs, of the release that ``TESTED`` names.
+    """
+    if load.cache_info().currsize:
+        return load().library.parent == Path(folder)
+    _preferred.append(folder)
+    return True
 
 
 def check_layout(c: Any) -> None:

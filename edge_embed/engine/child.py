@@ -109,7 +109,7 @@ class Child:
             answer = json.loads(line)
             if isinstance(answer, dict):
                 return answer
-        self._raise_end()
+        raise self._end()
 
     def close(self) -> None:
         """End the process; its answers so far are lost."""
@@ -138,19 +138,20 @@ class Child:
                 self._answers.put(line)
         self._answers.put("")  # the end: no JSON
 
-    def _raise_end(self) -> Any:
+    def _end(self) -> Exception:
+        """What to raise for a child whose output has ended."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_END_SECONDS)  # its output has ended, and so will it
+            self._process.wait(_END_SECONDS)
         code = self._process.poll()
         self._complaints.seek(0)
         tail = "".join(self._complaints.read().decode("utf-8", "replace").strip().splitlines()[-1:])
         self.close()
         name = crash_name(code)
         if name:
-            raise ChildDiedError(f"it died of {name}")
+            return ChildDiedError(f"it died of {name}")
         if code is not None and code < 0:
             tail = f"killed by {_signal_name(-code)}"
-        raise EngineUnavailableError(
+        return EngineUnavailableError(
             f"a child process to {self._purpose} ended with code {code}: {tail or 'no reason given'}",
             hint="this says nothing about the model: free memory, or see whether Python itself works here",
         )
