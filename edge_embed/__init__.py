@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 __all__ = [
+    "Cancellation",
     "EdgeEmbedError",
     "EmbedResult",
     "Embedder",
@@ -27,12 +28,14 @@ if not os.path.isdir(os.path.join(__path__[0], "convert")):  # noqa: PTH112, PTH
     __path__.append(os.path.dirname(__path__[0]))  # noqa: PTH120
 
 if TYPE_CHECKING:
+    from edge_embed.cancellation import Cancellation
     from edge_embed.embedder import Embedder
     from edge_embed.errors import EdgeEmbedError
     from edge_embed.reranker import Reranker
     from edge_embed.types import EmbedResult, RankedDocument, RerankResult, Usage
 
 _HOMES = {
+    "Cancellation": "edge_embed.cancellation",
     "EdgeEmbedError": "edge_embed.errors",
     "EmbedResult": "edge_embed.types",
     "Embedder": "edge_embed.embedder",
