@@ -20,7 +20,7 @@ def test_the_exported_names() -> None:
 @pytest.mark.parametrize(
     ("name", "home"),
     [
-        ("EdgeEmbedError", errors.EdgeEmbedError),
+        ("Cancellation", "EdgeEmbedError", errors.EdgeEmbedError),
         ("EmbedResult", types.EmbedResult),
         ("Embedder", Embedder),
         ("Usage", types.Usage),
