@@ -13,14 +13,14 @@ from edge_embed import Embedder, errors, testing, types
 
 
 def test_the_exported_names() -> None:
-    expected = "EdgeEmbedError EmbedResult Embedder RankedDocument RerankResult Reranker Usage __version__"
+    expected = "Cancellation EdgeEmbedError EmbedResult Embedder RankedDocument RerankResult Reranker Usage __version__"
     assert expected.split() == sorted(edge_embed.__all__)
 
 
 @pytest.mark.parametrize(
     ("name", "home"),
     [
-        ("Cancellation", "EdgeEmbedError", errors.EdgeEmbedError),
+        ("EdgeEmbedError", errors.EdgeEmbedError),
         ("EmbedResult", types.EmbedResult),
         ("Embedder", Embedder),
         ("Usage", types.Usage),
