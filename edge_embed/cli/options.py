@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 POOLINGS: Final = ("mean", "cls", "last")
 PRECISIONS: Final = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 TRUNCATIONS: Final = ("right", "left", "error")
+TEXT_TRUNCATIONS: Final = (*TRUNCATIONS, "chunk")
 
 Command = Callable[..., None]
 Group = TypeVar("Group")
@@ -147,6 +148,14 @@ class EncodeOptions(PromptOptions):
 
     dimensions: int | None
     truncate: Truncate
+    overlap: int | None
+
+    def check(self) -> EncodeOptions:
+        """Itself, if the options do not contradict each other; click.UsageError otherwise."""
+        super(EncodeOptions, self).check()  # slots make another class of this one, which a bare super() does not find
+        if self.overlap is not None and self.truncate != "chunk":
+            raise click.UsageError("--overlap is about windows: it belongs to --truncate chunk")
+        return self
 
     def embed(
         self,
@@ -167,6 +176,7 @@ class EncodeOptions(PromptOptions):
             normalize=normalize,
             precision=precision,
             truncate=self.truncate,
+            overlap=self.overlap,
         )
 
 
@@ -257,7 +267,20 @@ def encode_options(command: Command) -> Command:
             metavar="N",
             help="Values kept of each vector (MRL); all by default.",
         ),
-        truncate_option("a text"),
+        click.option(
+            "--truncate",
+            type=click.Choice(TEXT_TRUNCATIONS),
+            default="right",
+            show_default=True,
+            help="What happens to a text that is too long: lose its end, its beginning, be refused, or be read in "
+            "windows, the mean of whose vectors is its own (chunk).",
+        ),
+        click.option(
+            "--overlap",
+            type=click.IntRange(min=0),
+            metavar="N",
+            help="Tokens that neighbouring windows have in common; an eighth by default.",
+        ),
     )
 
 
