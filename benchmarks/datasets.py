@@ -2,7 +2,8 @@
 
 ``--data`` names a folder with ``stsb/en-test.tsv`` (score, sentence1, sentence2, with a header line), ``scifact/``
 (BEIR: corpus.jsonl, queries.jsonl, qrels.tsv), ``mbpp/`` (the same), ``tatoeba/`` (two sentences a line, with a header
-line) and ``tokstress/`` (blns.json and .jsonl files with a ``text`` field).
+line), ``tokstress/`` (blns.json and .jsonl files with a ``text`` field) and ``longdocs/`` (docs.jsonl: ``_id`` and
+``text``).
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from tokenizers import Tokenizer
 
-def stsb(data: Path) -> tuple[list[str], list[str], list[float]]:
-    """STS-B English test: first sentences, second sentences, scores from 0 to 5."""
-    lines = (data / "stsb" / "en-test.tsv").read_text(encoding="utf-8").rstrip("\n").split("\n")[1:]
+
+def stsb(data: Path, name: str = "en-test.tsv") -> tuple[list[str], list[str], list[float]]:
+    """STS-B, English test by default: first sentences, second sentences, scores from 0 to 5."""
+    lines = (data / "stsb" / name).read_text(encoding="utf-8").rstrip("\n").split("\n")[1:]
     rows = [line.split("\t") for line in lines]
     return [row[1] for row in rows], [row[2] for row in rows], [float(row[0]) for row in rows]
 
@@ -49,6 +52,24 @@ def tokenizer_stress(data: Path) -> list[str]:
     for name in sorted(folder.glob("*.jsonl")):
         texts += [row["text"] for row in _jsonl(name)]
     return texts
+
+
+def long_documents(data: Path) -> dict[str, str]:
+    """Speeches, plays and chapters of thousands of tokens, by their names."""
+    return {row["_id"]: row["text"] for row in _jsonl(data / "longdocs" / "docs.jsonl")}
+
+
+def beginning(tokenizer: Tokenizer, text: str, n_tokens: int) -> str:
+    """The beginning of a text, of at most that many tokens, special ones not counted."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    return text if len(encoding.ids) <= n_tokens else text[: encoding.offsets[n_tokens - 1][1]]
+
+
+def stretches(tokenizer: Tokenizer, text: str, n_tokens: int) -> list[str]:
+    """A long text cut into pieces of that many tokens (one more or less where a cut goes through a word)."""
+    offsets = tokenizer.encode(text, add_special_tokens=False).offsets
+    starts = range(0, len(offsets) - n_tokens + 1, n_tokens)
+    return [text[offsets[start][0] : offsets[start + n_tokens - 1][1]] for start in starts]
 
 
 def _jsonl(path: Path) -> list[dict[str, str]]:

@@ -1,126 +1,85 @@
-"""Sentences per second and peak memory beside peers, in one run.
+"""MiniLM: sentences per second and peak memory beside peers, in one run.
 
-    python -m benchmarks.speed --data DIR --checkpoint DIR --peer-python PYTHON
+    python -m benchmarks.speed --data DIR --checkpoint DIR --peer-python PYTHON --llama-server PROGRAM
 
 ``llama-cpp-python`` runs on the same library as edge-embed, so its row shows what packing is worth;
-``llama-cpp-python-stock`` (``--stock-python``) is what ``pip install llama-cpp-python`` gives.
+``llama-cpp-python stock`` (``--stock-python``) is what ``pip install llama-cpp-python`` gives, and ``--llama-server``
+the server of llama.cpp, tried with several settings and measured with its best.
 
-Every peer runs in a process of its own. The sentences of STS-B (test) are shuffled and cut into chunks, and each chunk
-goes to every peer in turn before the next, so that a noisy neighbour disturbs all of them alike. Figures are ratios.
+The sentences of STS-B (test) are shuffled and cut into chunks; a chunk goes to every engine before the next does
+(``peers.compare``). Figures are ratios.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import random
-import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.datasets import stsb
+from benchmarks.machine import machine_line
+from benchmarks.peers import OURS, Engine, Variant, available, compare, table, versions
 from edge_embed.catalogue import resolve
-from edge_embed.engine.devices import cpu_name_and_flags, default_threads
+from edge_embed.engine.devices import default_threads
 
-_HERE = Path(__file__).parent
-SETTLE = 0.3  # seconds between peers: the last one's threads still spin for a moment
-
-
-class Peer:
-    """A worker process."""
-
-    def __init__(self, name: str, python: str, model: str, threads: int) -> None:
-        self.name = name
-        self.seconds: list[float] = []
-        self.peak_mb = 0.0
-        environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-        self._process = subprocess.Popen(
-            [python, str(_HERE / "worker.py"), name, model, str(threads)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            cwd=_HERE,  # not the checkout: the worker imports the installed package
-        )
-
-    def wait_until_ready(self) -> None:
-        """Until then it loads its model, on the cores that another is measured on."""
-        self._answer()
-
-    def run(self, texts: list[str]) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(texts) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._answer())
-        self.seconds.append(answer["seconds"])
-        self.peak_mb = answer["peak_mb"]
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended with code {self._process.wait()}: run benchmarks/worker.py by hand")
-        return line
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+# Slots, tokens of a batch (a text must fit into one), clients.
+_WAYS = ((4, 512, 1), (4, 512, 4), (16, 2048, 1), (16, 512, 1))
 
 
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with stsb/en-test.tsv")
-    parser.add_argument("--model", default=str(resolve(None)), help="the GGUF that both llama.cpp peers run")
-    parser.add_argument("--checkpoint", help="the original checkpoint, for sentence-transformers")
+    parser.add_argument("--model", default=str(resolve(None)), help="the GGUF that all llama.cpp engines run")
+    parser.add_argument("--checkpoint", default="", help="the original checkpoint, for sentence-transformers")
     parser.add_argument("--peer-python", default=sys.executable, help="interpreter that has sentence-transformers")
     parser.add_argument("--stock-python", help="interpreter with llama-cpp-python as plain pip builds it; one more row")
-    parser.add_argument("--peers", default="llama-cpp-python,sentence-transformers-f32,sentence-transformers-bf16")
+    parser.add_argument("--llama-server", default="llama-server")
     parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--chunks", type=int, default=8)
+    parser.add_argument("--sentences", type=int, help="fewer, for a quick look")
     options = parser.parse_args()
 
     first, second, _ = stsb(options.data)
     texts = [*first, *second]
     random.Random(0).shuffle(texts)
-    names = ["edge-embed", *(name for name in options.peers.split(",") if name)]
-    if options.stock_python:
-        names.append("llama-cpp-python-stock")
-    peers = []
-    for name in names:
-        torch = name.startswith("sentence-transformers")
-        if torch and not options.checkpoint:
-            parser.error(f"{name} needs --checkpoint")
-        python = options.peer_python if torch else sys.executable
-        if name == "llama-cpp-python-stock":
-            python = options.stock_python
-        peers.append(Peer(name, python, options.checkpoint if torch else options.model, options.threads))
-    for peer in peers:
-        peer.wait_until_ready()
+    texts = texts[: options.sentences]
     size = -(-len(texts) // options.chunks)
-    for start in range(0, len(texts), size):
-        for turn in range(len(peers)):
-            time.sleep(SETTLE)
-            peers[(turn + start // size) % len(peers)].run(texts[start : start + size])
-        print(f"{min(start + size, len(texts))}/{len(texts)} sentences", file=sys.stderr)
-    for peer in peers:
-        peer.close()
+    rounds: list[dict[str, Any]] = [
+        {"job": "embed", "texts": texts[start : start + size]} for start in range(0, len(texts), size)
+    ]
+    trial = {"job": "embed", "texts": texts[: max(size // 2, 8)]}
+    rows = compare(
+        engines(options), rounds, threads=options.threads, trial=trial, check={"job": "embed", "texts": texts[:8]}
+    )
+    print(f"{machine_line(options.threads)}\n{len(texts)} sentences of STS-B, {Path(options.model).name}\n")
+    print(table(rows, [float(len(part["texts"])) for part in rounds], "sentences/s"))
+    print(f"\n{versions(rows)}")
 
-    ours = peers[0].seconds
-    print(f"CPU: {cpu_name_and_flags()[0]}, {options.threads} threads; {len(texts)} sentences; {options.model}")
-    print("| engine | sentences/s | edge-embed is faster by (total; median of chunks, range) | peak MB |")
-    print("|---|---|---|---|")
-    for peer in peers:
-        ratios = [theirs / mine for theirs, mine in zip(peer.seconds, ours, strict=True)]
-        print(
-            f"| {peer.name} | {len(texts) / sum(peer.seconds):.0f} | {sum(peer.seconds) / sum(ours):.2f}; "
-            f"{statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f} | {peer.peak_mb:.0f} |"
+
+def engines(options: argparse.Namespace) -> list[Engine]:
+    """The rows."""
+    model, python = options.model, sys.executable
+    rows = [Engine(OURS, "edge-embed", python, model), Engine("llama-cpp-python", "llama-cpp-python", python, model)]
+    if options.stock_python:
+        stock = Engine("llama-cpp-python stock", "llama-cpp-python", options.stock_python, model)
+        rows.append(available(stock, "llama_cpp"))
+    ways = []
+    for slots, batch, clients in _WAYS:
+        flags = ["-np", str(slots), "-c", str(512 * slots), "-b", str(batch), "-ub", str(batch)]
+        label = f"{' '.join(flags)}{f', {clients} clients' if clients > 1 else ''}"
+        own = {"program": options.llama_server, "flags": ["-fa", "on", "--cache-ram", "0", *flags], "clients": clients}
+        ways.append(Variant(label, own))
+    rows.append(available(Engine("llama-server", "llama-server", python, model, tuple(ways))))
+    for dtype in ("float32", "bfloat16"):
+        sizes = tuple(Variant(f"batch_size={n}", {"dtype": dtype, "batch_size": n}) for n in (16, 32, 64))
+        engine = Engine(
+            f"sentence-transformers {dtype}", "sentence-transformers", options.peer_python, options.checkpoint, sizes
         )
+        rows.append(available(engine, "sentence_transformers"))
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,0 +1,242 @@
+"""The 0.6B shape of Qwen3-Embedding and Qwen3-Reranker in Q4_K_M beside its peers, in one run.
+
+    python -m benchmarks.qwen3 --data DIR --work FOLDER \\
+        --llama-server PROGRAM --peer-python PYTHON --stock-python PYTHON
+
+What is measured, each a table of its own (``--only`` chooses):
+
+* documents: abstracts of SciFact with their titles, tokens/s;
+* queries: SciFact's queries with Qwen3's instruction before them, 60 in a call, queries/s;
+* single: the same, one in a call, milliseconds;
+* rerank: one query and 50 documents of about 100 tokens, pairs/s;
+* memory: peak of a context of 8,192 tokens, after documents and after one text that fills it.
+
+Peers run in environments of their own, and one that is not there is a row that says so:
+
+* ``--llama-server``: llama.cpp's server, built from the sources of llama-cpp-python (``vendor/llama.cpp``);
+* ``--stock-python``: an interpreter with llama-cpp-python as pip builds it; its ``Llama.embed``;
+* ``--peer-python``: an interpreter with sentence-transformers, run in float32 and in bfloat16;
+* ``--also NAME=JSON``: this project once more with other arguments, e.g. ``--also 'BF16={"model": "m.gguf"}'``.
+
+Each is first tried with several settings on work of the same kind, and measured with its best (see the table). Every
+engine has a process of its own and they stay loaded together, which takes some 14 GB. Weights are random, of the
+published shape, with the real tokenizer (``shape06``); the last column says how far the results are from ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from benchmarks.datasets import beginning, beir, long_documents
+from benchmarks.machine import machine_line
+from benchmarks.peers import OURS, Engine, Peer, PeerError, Variant, available, compare, table, versions
+from benchmarks.shape06 import Shape06
+from edge_embed.engine.devices import default_threads
+
+INSTRUCTION = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+CONTEXT = 8192
+SCENARIOS = ("documents", "queries", "single", "rerank", "memory")
+
+# Flags of llama-server that are tried: slots, tokens of a batch, one KV cache for all slots or one for each, weights
+# repacked for the processor or not, and one request with all texts or several clients at a time. Its cache of prompts
+# is off: an embedding never uses it, and it would only cost memory and time.
+_BASE = ["-c", str(CONTEXT), "-fa", "on", "--cache-ram", "0"]
+_WAYS: tuple[tuple[list[str], int], ...] = (
+    (["-np", "4", "-b", "2048", "-ub", "2048"], 1),
+    (["-np", "4", "-b", "2048", "-ub", "2048"], 4),
+    (["-np", "4", "-b", "512", "-ub", "512"], 1),
+    (["-np", "16", "-b", "2048", "-ub", "2048", "-kvu"], 1),
+    (["-np", "4", "-b", "2048", "-ub", "2048", "--no-repack"], 1),
+)
+
+
+def main() -> None:
+    """Make what is missing, measure, print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True, help="folder of benchmarks.shape06")
+    parser.add_argument("--type", default="q4_k_m", help="of the GGUFs")
+    parser.add_argument("--llama-server", default="llama-server")
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--stock-python", default=sys.executable)
+    parser.add_argument("--also", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--documents", type=int, default=16, help="of a round")
+    parser.add_argument("--queries", type=int, default=60, help="of a round")
+    parser.add_argument("--singles", type=int, default=10, help="of a round")
+    parser.add_argument("--pairs", type=int, default=50, help="of a rerank call")
+    parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=SCENARIOS)
+    parser.add_argument("--one-way", action="store_true", help="each engine's first settings, untried")
+    options = parser.parse_args()
+
+    shape = Shape06(options.work)
+    shape.make_checkpoints()
+    engines = embedders(options, shape)
+    tokenizer = Tokenizer.from_file(str(shape.checkpoint / "tokenizer.json"))
+    documents, queries, _ = beir(options.data / "scifact")
+    texts, asked = list(documents.values()), [INSTRUCTION + query for query in queries.values()]
+    random.Random(0).shuffle(texts)
+    random.Random(0).shuffle(asked)
+    print(
+        f"{machine_line(options.threads)}\n{shape.embedder(options.type).name}, {options.rounds} rounds\n", flush=True
+    )
+
+    def run(title: str, rounds: list[dict[str, Any]], amounts: list[float], unit: str, among: list[Engine]) -> None:
+        """The first of the rounds is for choosing settings."""
+        trial, *counted = rounds
+        check = {**trial, **{key: trial[key][:4] for key in ("texts", "documents") if key in trial}, "job": "embed"}
+        if "query" in trial:
+            check["job"] = "rank"
+        rows = compare(among, counted, threads=options.threads, trial=trial, check=check)
+        print(
+            f"**{title}**\n\n{table(rows, amounts[1:], unit, scores='query' in trial)}\n\n{versions(rows)}\n",
+            flush=True,
+        )
+
+    n_rounds = options.rounds + 1
+    for scenario in options.only:
+        if scenario == "documents":
+            rounds = [{"job": "embed", "texts": part} for part in _parts(texts, options.documents, n_rounds)]
+            tokens = [float(sum(_lengths(tokenizer, part["texts"]))) for part in rounds]
+            run(f"{options.rounds} times {options.documents} documents", rounds, tokens, "tokens/s", engines)
+        elif scenario == "queries":
+            rounds = [{"job": "embed", "texts": part} for part in _parts(asked, options.queries, n_rounds)]
+            amounts = [float(len(part["texts"])) for part in rounds]
+            run(f"instructed queries, {options.queries} in a call", rounds, amounts, "queries/s", engines)
+        elif scenario == "single":
+            rounds = [{"job": "each", "texts": part} for part in _parts(asked, options.singles, n_rounds)]
+            run("one instructed query in a call", rounds, [], "", engines)
+        elif scenario == "rerank":
+            short = [beginning(tokenizer, text, 100) for text in texts]
+            rounds = [
+                {"job": "rank", "query": query, "documents": part}
+                for query, part in zip(queries.values(), _parts(short, options.pairs, n_rounds), strict=False)
+            ]
+            title = f"1 query and {options.pairs} documents of 100 tokens"
+            run(title, rounds, [float(options.pairs)] * n_rounds, "pairs/s", rerankers(options, shape))
+        else:
+            print(f"**peak memory, context of {CONTEXT} tokens**\n\n{memory(options, engines, tokenizer, texts)}\n")
+
+
+def embedders(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
+    """The rows of the embedding model."""
+    model, checkpoint = str(shape.embedder(options.type)), str(shape.checkpoint)
+    rows = [Engine(OURS, "edge-embed", sys.executable, model)]
+    for text in options.also:
+        name, _, given = text.partition("=")
+        own = json.loads(given)
+        other = own.pop("model", model)
+        rows.append(Engine(f"{OURS} {name}", "edge-embed", sys.executable, other, (Variant("", {"arguments": own}),)))
+    rows.append(_server(options, model, ["--pooling", "last"]))
+    # Its batch is what it cuts texts at, so it is as large as the longest document.
+    llama = [
+        Variant(
+            f"n_batch=2048, flash_attn={flash}",
+            {"arguments": {"n_ctx": 2048, "n_batch": 2048, "n_ubatch": 2048, "flash_attn": flash}},
+        )
+        for flash in (True, False)
+    ]
+    rows.append(
+        available(
+            Engine("llama-cpp-python", "llama-cpp-python", options.stock_python, model, tuple(llama)), "llama_cpp"
+        )
+    )
+    for dtype in ("float32", "bfloat16"):
+        ways = [Variant(f"batch_size={n}", {"dtype": dtype, "batch_size": n}) for n in (1, 4, 16, 60)]
+        engine = Engine(
+            f"sentence-transformers {dtype}", "sentence-transformers", options.peer_python, checkpoint, tuple(ways)
+        )
+        rows.append(available(engine, "sentence_transformers"))
+    return _first_ways(rows) if options.one_way else rows
+
+
+def rerankers(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
+    """The rows of the reranker."""
+    model = str(shape.reranker(options.type))
+    rows = [
+        Engine(OURS, "edge-embed", sys.executable, model, (Variant("", {"rerank": True}),)),
+        _server(options, model, ["--reranking"], [way for way in _WAYS if way[1] == 1]),
+    ]
+    return _first_ways(rows) if options.one_way else rows
+
+
+def memory(options: argparse.Namespace, engines: Sequence[Engine], tokenizer: Tokenizer, texts: list[str]) -> str:
+    """A table of peaks, one engine at a time: 16 documents, then one text that fills the context."""
+    long = beginning(tokenizer, max(long_documents(options.data).values(), key=len), CONTEXT - 10)
+    lines = [
+        "| engine | 16 documents, peak MB | one text of 8,182 tokens, peak MB | its seconds |",
+        "|---|---|---|---|",
+    ]
+    flags = [*_BASE, "--pooling", "last", "-b", "2048", "-ub", "2048"]
+    settings: dict[str, list[Variant]] = {
+        # With four slots each has a quarter of the context, so the long text takes one slot that has it all.
+        "llama-server": [
+            Variant(f"{' '.join(more)} -ub 2048", {"program": options.llama_server, "flags": [*flags, *more]})
+            for more in (["-np", "4", "-kvu"], ["-np", "1"])
+        ],
+        "llama-cpp-python": [
+            Variant(
+                "n_ctx=n_batch=8192",
+                {"arguments": {"n_ctx": CONTEXT, "n_batch": CONTEXT, "n_ubatch": 512, "flash_attn": True}},
+            )
+        ],
+    }
+    for engine in engines:
+        for variant in settings.get(engine.kind, [engine.variants[0]]):
+            name = f"{engine.name}{f' ({variant.label})' if variant.label else ''}"
+            if engine.missing:
+                lines.append(f"| {name} | missing: {engine.missing} | | |")
+                continue
+            peer = Peer(engine, variant, options.threads)
+            try:
+                peer.wait_until_ready()
+                peaks = [peer.ask({"job": "embed", "texts": part}) for part in (texts[:16], [long])]
+                lines.append(
+                    f"| {name} | {peaks[0]['peak_mb']:.0f} | {peaks[1]['peak_mb']:.0f} | {peaks[1]['seconds']:.1f} |"
+                )
+            except PeerError as error:
+                lines.append(f"| {name} | failed: {str(error)[:120]} | | |")
+            finally:
+                peer.close()
+            print(lines[-1], file=sys.stderr, flush=True)
+    return "\n".join(lines)
+
+
+def _server(
+    options: argparse.Namespace, model: str, flags: list[str], ways: Sequence[tuple[list[str], int]] = _WAYS
+) -> Engine:
+    variants = tuple(
+        Variant(
+            f"{' '.join(more)}{f', {clients} clients' if clients > 1 else ''}",
+            {"program": options.llama_server, "flags": [*_BASE, *flags, *more], "clients": clients},
+        )
+        for more, clients in ways
+    )
+    return available(Engine("llama-server", "llama-server", sys.executable, model, variants))
+
+
+def _first_ways(rows: Sequence[Engine]) -> list[Engine]:
+    return [Engine(r.name, r.kind, r.python, r.model, r.variants[:1], r.missing) for r in rows]
+
+
+def _parts(texts: Sequence[str], size: int, n: int) -> list[list[str]]:
+    """``n`` parts of ``size`` texts; from the beginning again where there are not enough."""
+    many = list(texts) * (-(-size * n // len(texts)))
+    return [many[start : start + size] for start in range(0, size * n, size)]
+
+
+def _lengths(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:
+    return [len(encoding.ids) for encoding in tokenizer.encode_batch(list(texts))]
+
+
+if __name__ == "__main__":
+    main()

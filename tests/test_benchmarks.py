@@ -1,0 +1,142 @@
+"""What the benchmarks compute with: engines in turn, missing peers, ratios, records. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from benchmarks import noise, parity06, parity_cases
+from benchmarks.datasets import beginning, stretches
+from benchmarks.lengths import flop_per_token
+from benchmarks.peers import Engine, Row, Variant, available, compare, factor, table
+from edge_embed import Embedder
+from edge_embed.gguf_header import read_header
+from tests.checkpoints import small_bpe_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_str(json.dumps(small_bpe_tokenizer()))
+
+
+def row(name: str, seconds: list[float], **more: object) -> Row:
+    return Row(Engine(name, "edge-embed", sys.executable, "model"), seconds=seconds, **more)  # type: ignore[arg-type]
+
+
+def test_engines_take_turns_and_those_that_cannot_are_rows_that_say_why(qwen3_path: Path, qwen3: Embedder) -> None:
+    ours = Engine("ours", "edge-embed", sys.executable, str(qwen3_path))
+    broken = Engine("broken", "edge-embed", sys.executable, str(qwen3_path), (Variant("", {"no": "such argument"}),))
+    absent = available(Engine("absent", "llama-server", sys.executable, "m", (Variant("", {"program": "/no/server"}),)))
+    rounds = [{"job": "embed", "texts": ["one", "two"]}, {"job": "each", "texts": ["three", "four"]}]
+    rows = compare([ours, broken, absent], rounds, threads=1, trial=rounds[0], check=rounds[0])
+    expected = qwen3.encode(["one", "two"])
+    assert [2, 0, 0] == [len(found.seconds) for found in rows]
+    assert rows[0].results is not None
+    assert rows[0].results == pytest.approx(expected, abs=1e-5)
+    assert "TypeError" in rows[1].failure
+    assert "no program /no/server" == rows[2].failure
+    assert rows[0].peak_mb > 10
+    printed = table(rows, [2.0, 2.0], "texts/s").splitlines()
+    assert ["| broken | missing:", "| absent | missing:"] == [line[:19].rstrip() for line in printed[3:]]
+
+
+def test_the_settings_that_work_are_chosen_over_those_that_fail(qwen3_path: Path) -> None:
+    ways = (
+        Variant("n_batch=0", {"arguments": {"n_batch": 0}}),
+        Variant("n_batch=64", {"arguments": {"n_batch": 64}}),
+    )
+    request = {"job": "embed", "texts": ["one", "two"]}
+    (found,) = compare(
+        [Engine("ours", "edge-embed", sys.executable, str(qwen3_path), ways)],
+        [request],
+        threads=1,
+        trial=request,
+        check=request,
+    )
+    assert ("n_batch=64", "", 1) == (found.best, found.failure, len(found.seconds))
+
+
+def test_an_interpreter_without_the_module_is_a_reason() -> None:
+    engine = Engine("peer", "sentence-transformers", sys.executable, str(Path(__file__)))
+    assert "" == available(engine, "json").missing
+    assert available(engine, "no_such_module").missing.endswith("has no no_such_module")
+
+
+def test_ratios_are_of_the_same_round_and_their_median_is_printed() -> None:
+    ours, theirs = row("ours", [1.0, 2.0, 10.0]), row("theirs", [3.0, 4.0, 10.0])
+    assert "**2.00**, 1.00 to 3.00" == factor(theirs, ours)
+    assert "" == factor(row("short", [1.0]), ours)
+    printed = table([ours, theirs], [26.0, 26.0, 26.0], "tokens/s").splitlines()
+    assert printed[2].startswith("| ours | 6.0 |")
+    assert "| ms |" in table([ours], [], "").splitlines()[0]
+
+
+def test_results_are_compared_as_vectors_or_as_scores() -> None:
+    ours = row("ours", [1.0], results=np.array([[1.0, 0.0], [0.0, 2.0]], dtype=np.float32))
+    turned = row("turned", [1.0], results=np.array([[3.0, 0.0], [1.0, 1.0]], dtype=np.float32))
+    assert "| 0.70711 |" in table([ours, turned], [1.0], "texts/s")
+    a, b = (
+        row(name, [1.0], results=np.array(s, dtype=np.float32)) for name, s in (("a", [0.5, 0.1]), ("b", [0.5, 0.4]))
+    )
+    assert "| 0.3000 |" in table([a, b], [1.0], "pairs/s", scores=True)
+
+
+def test_the_original_is_cut_at_its_end_and_keeps_the_closing_token(tokenizer: Tokenizer) -> None:
+    whole = parity_cases.original_ids(parity_cases.Case("the cat and the hat", "bare"), tokenizer)
+    cut = parity_cases.original_ids(parity_cases.Case("the cat and the hat", "cut", max_tokens=6), tokenizer)
+    assert [*whole[:5], whole[-1]] == cut
+    instructed = parity_cases.original_ids(parity_cases.Case("cat", "instructed", "find"), tokenizer)
+    assert tokenizer.encode("Instruct: find\nQuery:cat").ids == instructed
+
+
+def test_a_pair_loses_tokens_of_its_document_only(tokenizer: Tokenizer) -> None:
+    whole = parity_cases.original_pair_ids(parity_cases.PairCase("q", "the cat and the hat", "find"), tokenizer)
+    limit = len(whole) - 3
+    cut = parity_cases.original_pair_ids(parity_cases.PairCase("q", "the cat and the hat", "find", limit), tokenizer)
+    n_behind = len(tokenizer.encode(parity_cases.RERANK_SUFFIX, add_special_tokens=False).ids)
+    assert limit == len(cut)
+    assert [*whole[: limit - n_behind], *whole[-n_behind:]] == cut
+
+
+def test_a_record_is_read_again_and_not_for_other_weights(tmp_path: Path) -> None:
+    path = tmp_path / "record.npz"
+    record = parity06.Record.open(path, "these")
+    record.vectors[parity06.key_of([1, 2])] = np.array([1.0, 0.5], dtype=np.float32)
+    record.log_odds[parity06.key_of([3])] = -0.25
+    record.save()
+    again = parity06.Record.open(path, "these")
+    assert [1.0, 0.5] == again.vectors[parity06.key_of(np.array([1, 2]))].tolist()  # type: ignore[arg-type]
+    assert {parity06.key_of([3]): -0.25} == again.log_odds
+    with pytest.raises(SystemExit, match="other weights"):
+        parity06.Record.open(path, "those")
+
+
+def test_texts_are_cut_at_tokens(tokenizer: Tokenizer) -> None:
+    text = "the cat and the hat in the house"
+    n = len(tokenizer.encode(text, add_special_tokens=False).ids)
+    pieces = stretches(tokenizer, text, n // 3)
+    assert 3 <= len(pieces)
+    assert text.startswith("".join(pieces))
+    assert pieces[0] == beginning(tokenizer, text, n // 3)
+    assert text == beginning(tokenizer, text, n + 5)
+
+
+def test_vectors_of_shuffled_calls_come_back_in_order() -> None:
+    def run(texts: list[str]) -> np.ndarray:
+        return np.array([[float(text), 0.0] for text in texts], dtype=np.float32)
+
+    texts = [str(i) for i in range(40)]
+    assert run(texts).tolist() == noise.in_calls(run, texts).tolist() == noise.alone(run, texts).tolist()
+
+
+def test_arithmetic_of_a_text_grows_with_what_it_looks_back_to(qwen3_path: Path) -> None:
+    header = read_header(qwen3_path)
+    arch = header.metadata["general.architecture"]
+    layers, heads = header.metadata[f"{arch}.block_count"], header.metadata[f"{arch}.attention.head_count"]
+    width = header.metadata[f"{arch}.attention.key_length"]
+    assert 2 * layers * heads * width * 100 == flop_per_token(header, 200) - flop_per_token(header, 100)
