@@ -38,11 +38,11 @@ def retrieval(embedder: Embedder, folder: Path, *, show_progress_bar: bool = Fal
     asked = embedder.encode_query(list(queries.values()))
     ranked = np.argsort(-(asked @ found.vectors.T), axis=1, kind="stable")[:, :10]
     ids = list(documents)
-    scores = [_ndcg([ids[i] for i in row], qrels[query]) for query, row in zip(queries, ranked, strict=True)]
+    scores = [ndcg([ids[i] for i in row], qrels[query]) for query, row in zip(queries, ranked, strict=True)]
     return float(np.mean(scores)), len(queries), found
 
 
-def _ndcg(found: list[str], relevant: dict[str, int]) -> float:
+def ndcg(found: list[str], relevant: dict[str, int]) -> float:
     """Gain of the relevance, discounted by log2(rank + 1), over the best possible."""
     gain = sum(relevant.get(document, 0) / math.log2(rank + 2) for rank, document in enumerate(found))
     best = sum(score / math.log2(rank + 2) for rank, score in enumerate(sorted(relevant.values(), reverse=True)[:10]))

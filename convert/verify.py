@@ -25,6 +25,7 @@ from gguf import GGUFValueType
 from edge_embed import keys
 from edge_embed.errors import InputError, InvalidOptionError, ModelError, NonFiniteError, VerificationError
 from edge_embed.gguf_header import GgufHeader, read_header
+from edge_embed.projection_file import without_projection
 from edge_embed.types import Float32Array, Pooling
 
 from . import reference
@@ -441,6 +442,7 @@ def _embedded(
     from edge_embed.embedder import Embedder
 
     with Embedder(path, n_threads=n_threads) as embedder:
+        embedder.info = without_projection(embedder.info)  # the checkpoint has none
         names = {prompt: name for name, prompt in plan.settings.prompts.items() if prompt and name in embedder.prompts}
         prompts = [embedder.prompts[names[text.first]] if text.first in names else text.first for text in texts]
         ids = [embedder.tokenize(p + text.second).token_ids.tolist() for p, text in zip(prompts, texts, strict=True)]

@@ -81,6 +81,13 @@ def projected(info: ModelInfo, projection: Projection) -> ModelInfo:
     return replace(info, n_embd=projection.n_out, dense=(*info.dense, projection.layer), mrl_dimensions=())
 
 
+def without_projection(info: ModelInfo) -> ModelInfo:
+    """The model before the projection that it may hold."""
+    if not has_projection(info):
+        return info
+    return replace(info, n_embd=info.dense[-1].n_in, dense=info.dense[:-1])
+
+
 def check_pooling(projection: Projection, pooling: Pooling, where: str | Path) -> None:
     """Refuse vectors of another pooling than those it was fit on.
 
