@@ -314,7 +314,22 @@ def test_candidates_are_found_and_reranked(
     assert [json.loads(line)["index"] for line in ready.stdout.splitlines()] == [line["index"] for line in found]
 
 
-def test_both_stages_show_their_progress_and_what_they_cut(path: Path, embedder_path: Path, corpus: Path) -> None:
+def test_both_stages_show_their_progress(
+    path: Path, embedder_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of as many texts as there are, and as many pairs as there are different candidates."""
+    counted: dict[tuple[str, bool], int] = {}
+
+    def advance(self: Any, n: int) -> None:
+        counted[self._label, self._enabled] = counted.get((self._label, self._enabled), 0) + n
+
+    monkeypatch.setattr("edge_embed.progress.Progress.advance", advance)
+    options = ["--embedder", embedder_path, "-m", path, "-f", corpus, "--field", "body", "--threads", "1", "--progress"]
+    assert run("q", *options, "--candidates", "30").exit_code == 0
+    assert {key: n for key, n in counted.items() if key[1]} == {("embedding", True): 30, ("reranking", True): 6}
+
+
+def test_what_each_stage_cut_is_said(path: Path, embedder_path: Path, corpus: Path) -> None:
     options = ["--embedder", embedder_path, "-m", path, "-f", corpus, "--field", "body", "--threads", "1"]
     result = run("q", *options, "--max-tokens", "200", "--candidates", "30")
     assert "were cut, so that the pair has 200 tokens" in result.stderr
