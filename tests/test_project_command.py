@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -81,6 +84,34 @@ def test_embed_takes_a_projection_and_show_names_one(fitted: tuple[Path, Result]
         if key != "texts"
     }  # fmt: skip
     assert None is json.loads(run("show", bert_path, "--json").stdout)["projection"]
+
+
+def test_show_describes_a_projection_by_itself(fitted: tuple[Path, Result]) -> None:
+    shown = run("show", fitted[0] / "p.gguf")
+    assert "32 values to at most 32, mean kept" in shown.stdout
+    assert "is a projection, not a model of its own" in shown.stderr
+
+
+@pytest.mark.parametrize("command", [main.commands["project"], *main.commands["project"].commands.values()])
+def test_the_command_and_its_options_have_help(command: click.Command) -> None:
+    assert command.help
+    assert command.epilog
+    assert "Examples:" in command.epilog
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    assert [] == [option.name for option in options if not (option.help or "").rstrip("]").endswith(".")]
+
+
+def test_the_help_names_the_sample() -> None:
+    assert f"{projection.SAMPLE} by default" in " ".join(run("project", "fit", "-h").stdout.split())
+
+
+def test_help_loads_no_numpy() -> None:
+    code = (
+        "import sys\nfrom edge_embed.cli import main\ntry: main(['project', 'fit', '-h'])\nexcept SystemExit: pass\n"
+        "heavy = {'numpy', 'llama_cpp', 'edge_embed.convert'} & set(sys.modules)\nsys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 0 == done.returncode, done.stderr
 
 
 def test_the_table_and_what_should_be_known(bert_path: Path, texts_file: Path, tmp_path: Path) -> None:

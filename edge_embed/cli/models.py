@@ -5,6 +5,7 @@ Only headers are read; no engine is loaded.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ from edge_embed.store import stored
 
 if TYPE_CHECKING:
     from edge_embed.gguf_header import GgufHeader
+    from edge_embed.projection import Projection
     from edge_embed.types import ModelInfo, RerankInfo
 
 VERIFY: Final = keys.PREFIX + "verify."
@@ -87,6 +89,7 @@ def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
         "source_sha256": found.get(keys.SOURCE_SHA256),
         "verification": {key[len(VERIFY) :]: _short(value) for key, value in found.items() if key.startswith(VERIFY)},
     }
+    described["projection"] = _projection(header, info)
     if info is None:
         return described
     eds = info.eds_token_id
@@ -108,7 +111,6 @@ def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
         "default_prompt_name": info.default_prompt_name,
         "instruction_template": info.instruction_template,
         "mrl_dimensions": list(info.mrl_dimensions),
-        "projection": _projection(header, info),
         "rerank": None
         if info.rerank is None
         else {
@@ -139,7 +141,7 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
             "vocabulary": f"{info.n_vocab:,} tokens",
             "pooling": f"{info.pooling} (from the {info.pooling_source})",
             "EDS token": f"{eds!r} ({info.eds_token_id}) ends every text" if eds is not None else None,
-            **(_vectors(info, described["projection"]) if info.rerank is None else _scores(info.rerank)),
+            **(_vectors(info) if info.rerank is None else _scores(info.rerank)),
             "Unicode": info.unicode_normalization if info.unicode_normalization != "none" else "as it is",
             "prompts": "\n".join(
                 f"{name}{' (default)' if name == info.default_prompt_name else ''}: {shorten(repr(prompt), 96)}"
@@ -149,6 +151,7 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
             "instructions": None if info.instruction_template is None else repr(info.instruction_template),
         }
     rows |= {
+        "projection": described["projection"] and _learned(described["projection"]),
         "licence": described["license"] or "not recorded",
         "source": described["source_repository"],
         "revision": described["source_revision"],
@@ -161,30 +164,31 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
     return {name: str(value) for name, value in rows.items() if value}
 
 
-def _projection(header: GgufHeader, info: ModelInfo) -> dict[str, Any] | None:
-    """The learned projection that the file holds, or None."""
-    from edge_embed.projection_file import has_projection
+def _projection(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any] | None:
+    """The learned projection that a model holds, or that the file is; None where there is none, or no sound one."""
+    from edge_embed.metadata import Metadata
+    from edge_embed.projection_file import TYPE, has_projection, projection_inside, read_projection
 
-    if not has_projection(info):
+    found: Projection | None = None
+    with contextlib.suppress(ModelError):
+        if header.metadata.get("general.type") == TYPE:
+            found = read_projection(header)
+        elif info is not None and has_projection(info):
+            found = projection_inside(Metadata(header), info.dense[-1].n_in)
+    if found is None:
         return None
-    layer = info.dense[-1]
-    return {
-        "in": layer.n_in,
-        "out": layer.n_out,
-        "centered": layer.bias is not None,
-        "texts": header.metadata[keys.PROJECTION_TEXTS],
-    }
+    return {"in": found.n_in, "out": found.n_out, "centered": found.centered, "texts": found.n_texts}
 
 
-def _vectors(info: ModelInfo, projection: Mapping[str, Any] | None) -> dict[str, str]:
-    rows = {"vectors": "unit length" if info.normalize else "not normalized"}
-    if projection is not None:
-        mean = "taken off" if projection["centered"] else "kept"
-        rows["projection"] = (
-            f"learned on {projection['texts']:,} texts, {projection['in']} values to at most {projection['out']}, "
-            f"mean {mean}"
-        )
-    return rows
+def _vectors(info: ModelInfo) -> dict[str, str]:
+    return {"vectors": "unit length" if info.normalize else "not normalized"}
+
+
+def _learned(projection: Mapping[str, Any]) -> str:
+    sizes = f"{projection['in']} values to at most {projection['out']}"
+    return (
+        f"learned on {projection['texts']:,} texts, {sizes}, mean {'taken off' if projection['centered'] else 'kept'}"
+    )
 
 
 def _scores(rerank: RerankInfo) -> dict[str, str | None]:
