@@ -172,44 +172,46 @@ class Search:
         self._longest = 0.0  # seconds of a comparison so far
 
     def run(self, reference: Candidate, coordinates: Sequence[Coordinate]) -> Found:
-        """Search. An interrupt ends it early, with what was found until then and ``complete`` False."""
-        best = reference
+        """Search. An interrupt ends it early, with the best until then and ``complete`` False."""
+        self._best = reference
         complete, interrupted, speedup = True, False, 1.0
         try:
-            best_measured = Measured({}, reference.settings, "reference", tokens_per_second=self._rates(reference))
-            self._note(best_measured)
+            self._note(Measured({}, reference.settings, "reference", tokens_per_second=self._rates(reference)))
             for coordinate in coordinates:
-                best = self._walk(best, coordinate)
+                self._walk(coordinate)
             complete = all(entry.verdict != "not measured" for entry in self._measured)
-            if best is not reference:
-                best, speedup = self._confirm(best, reference)
+            if self._best is not reference:
+                speedup = self._confirmed(reference)
         except KeyboardInterrupt:
-            complete, interrupted, speedup = False, True, self._product(best)
+            complete, interrupted, speedup = False, True, self._product(reference)
         finally:
-            for candidate in (best, reference):
+            for candidate in (self._best, reference):
                 candidate.rest()
-        return Found(best.settings, speedup, complete, interrupted, self._judge.allowed, tuple(self._measured))
+        return Found(self._best.settings, speedup, complete, interrupted, self._judge.allowed, tuple(self._measured))
 
-    def _walk(self, best: Candidate, coordinate: Coordinate) -> Candidate:
-        """The best along one coordinate."""
-        current = getattr(best.settings, coordinate.name)
+    def _walk(self, coordinate: Coordinate) -> None:
+        """Go to the best along one coordinate."""
+        current = getattr(self._best.settings, coordinate.name)
         others = [value for value in coordinate.values if value != current]
         ways: list[list[Any]] = [[value] for value in others]
         if coordinate.ordered:
             ways = [sorted(v for v in others if v > current), sorted((v for v in others if v < current), reverse=True)]
         for way in ways:
-            moved = False
+            before = self._best
             for value in way:
-                challenger, verdict = self._compare(best, coordinate.name, value)
-                if verdict == "faster":
-                    best.rest()
-                    best, moved = challenger, True
-                else:
-                    challenger.rest()
+                if not self._beaten(coordinate.name, value):
                     break
-            if moved and coordinate.ordered:
+            if coordinate.ordered and self._best is not before:
                 break  # what lies the other way is slower than where it began
-        return best
+
+    def _beaten(self, name: str, value: Any) -> bool:
+        """Whether another value is faster, and now part of the best."""
+        challenger, verdict = self._compare(self._best, name, value)
+        loser = challenger
+        if verdict == "faster":
+            loser, self._best = self._best, challenger
+        loser.rest()
+        return verdict == "faster"
 
     def _compare(self, best: Candidate, name: str, value: Any) -> tuple[Candidate, Verdict]:
         changed = {name: value}
@@ -234,6 +236,8 @@ class Search:
             best.rest()
         challenger.load()
         deviation = self._judge.deviation(self._judge.reference, challenger.vectors())
+        if not self._judge.together:
+            challenger.rest()
         if not deviation <= self._judge.allowed:  # NaN is no less
             reason = f"its vectors are {deviation:.2g} from the reference's, {self._judge.allowed:.2g} are allowed"
             return Measured(changed, challenger.settings, "refused", reason, deviation=deviation)
@@ -261,18 +265,22 @@ class Search:
                 break
         return ratios, turns
 
-    def _confirm(self, best: Candidate, reference: Candidate) -> tuple[Candidate, float]:
-        """The best, if all its changes together are faster than none; the reference otherwise."""
+    def _confirmed(self, reference: Candidate) -> float:
+        """How many times as fast all changes together are; where they are not, the reference is the best again."""
         try:
-            ratios, _ = self._turns(reference, best)
+            ratios, _ = self._turns(reference, self._best)
         except CandidateFailedError:
-            return reference, 1.0
-        return (best, statistics.median(ratios)) if _faster(ratios) else (reference, 1.0)
+            ratios = [0.0]
+        if _faster(ratios):
+            return statistics.median(ratios)
+        self._best.rest()
+        self._best = reference
+        return 1.0
 
-    def _product(self, best: Candidate) -> float:
-        """The speedup by the steps that led there, where it was not measured as a whole."""
+    def _product(self, reference: Candidate) -> float:
+        """The speedup by the steps that led to the best, where it was not measured as a whole."""
         steps = [m.ratio for m in self._measured if m.verdict == "faster" and m.ratio is not None]
-        return math.prod(steps) if best.settings != self._measured[0].settings else 1.0
+        return math.prod(steps) if self._best is not reference else 1.0
 
     def _rates(self, candidate: Candidate) -> dict[str, float]:
         return self._judge.rates([candidate.run() for _ in range(3)])

@@ -1,0 +1,667 @@
+"""Tuning: the fastest settings win, unless their vectors differ; the choice is kept whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from edge_embed import Embedder, types
+from edge_embed.cli import main
+from edge_embed.cli import tune as tune_command
+from edge_embed.engine import bindings, trial, tune, tuner, tuning_texts
+from edge_embed.engine.search import Coordinate, Found, Judge, Measured, Search, allowed_deviation
+from edge_embed.engine.trial import Call, CandidateFailedError, Trial, Work, deviation
+from edge_embed.engine.tune import Choice, Settings
+from edge_embed.errors import EngineUnavailableError, InvalidOptionError
+from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
+from edge_embed.types import Float32Array, ModelInfo, RerankInfo
+
+REFERENCE = Settings(
+    library="", gpu_layers=-1, use_extra_bufts=True, n_threads=2, n_batch=384, n_ubatch=512, share_prefixes=True
+)
+VECTORS = np.eye(3, dtype=np.float32)
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGE_EMBED_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def info(bert_path: Path) -> ModelInfo:
+    return read_model_info(read_header(bert_path))
+
+
+@pytest.fixture
+def decoder(qwen3_path: Path) -> ModelInfo:
+    return read_model_info(read_header(qwen3_path))
+
+
+# The search, with candidates that only pretend to compute
+
+
+class Machine:
+    """Says how fast settings are, and who holds memory at the moment.
+
+    Attributes:
+        seconds: of settings.
+        drift: each run is this many times as slow as the one before.
+        loaded: candidates that hold memory.
+        most: the most of them that ever did at once.
+        runs: settings, in the order in which they ran.
+    """
+
+    def __init__(self, seconds: Callable[[Settings], float], drift: float = 1.0) -> None:
+        self.seconds, self.drift = seconds, drift
+        self.slowness = 1.0
+        self.loaded: set[int] = set()
+        self.most = 0
+        self.runs: list[Settings] = []
+        self.vectors: Callable[[Settings], Float32Array] = lambda _: VECTORS
+        self.clock = 0.0
+
+    def start(self, settings: Settings) -> Pretender:
+        return Pretender(self, settings)
+
+
+class Pretender:
+    """A candidate on that machine."""
+
+    def __init__(self, machine: Machine, settings: Settings) -> None:
+        self.settings, self.machine = settings, machine
+
+    def load(self) -> None:
+        self.machine.loaded.add(id(self))
+        self.machine.most = max(self.machine.most, len(self.machine.loaded))
+
+    def vectors(self) -> Float32Array:
+        return self.machine.vectors(self.settings)
+
+    def run(self) -> Mapping[str, float]:
+        self.load()
+        self.machine.runs.append(self.settings)
+        seconds = self.machine.seconds(self.settings) * self.machine.slowness
+        self.machine.slowness *= self.machine.drift
+        self.machine.clock += seconds
+        return {"documents": seconds}
+
+    def be_patient(self, seconds: float) -> None:
+        assert seconds > 0
+
+    def rest(self) -> None:
+        self.machine.loaded.discard(id(self))
+
+
+def find(
+    machine: Machine,
+    *coordinates: Coordinate,
+    allowed: float = 1e-3,
+    deadline: float = 1e9,
+    together: bool = True,
+    heard: list[Measured] | None = None,
+) -> Found:
+    def cosine_loss(a: Float32Array, b: Float32Array) -> float:
+        return float((1 - (a * b).sum(axis=1)).max())
+
+    judge = Judge({"documents": 1000}, VECTORS, cosine_loss, allowed, together)
+    heard = [] if heard is None else heard
+    walk = Search(machine.start, judge, deadline, heard.append, lambda: machine.clock)
+    found = walk.run(machine.start(REFERENCE), coordinates)
+    assert list(found.measured) == heard
+    assert not machine.loaded
+    return found
+
+
+def verdicts(found: Found) -> dict[str, str]:
+    """Of each candidate, by what was changed."""
+    return {f"{name}={value}": m.verdict for m in found.measured for name, value in m.changed.items()}
+
+
+THREADS = Coordinate("n_threads", (1, 2, 4, 8), ordered=True)
+BUFFERS = Coordinate("use_extra_bufts", (True, False))
+
+
+def test_the_fastest_value_of_each_setting_is_chosen() -> None:
+    machine = Machine(lambda s: (2.0 if s.use_extra_bufts else 1.0) / min(s.n_threads, 4))
+    found = find(machine, BUFFERS, THREADS)
+    assert dataclasses.replace(REFERENCE, use_extra_bufts=False, n_threads=4) == found.settings
+    assert pytest.approx(4.0) == found.speedup
+    assert found.complete
+    assert {
+        "use_extra_bufts=False": "faster", "n_threads=4": "faster", "n_threads=8": "no faster",
+    } == verdicts(found)  # fmt: skip
+
+
+def test_a_walk_turns_back_where_its_first_step_does_not_pay() -> None:
+    found = find(Machine(lambda s: float(s.n_threads)), THREADS)
+    assert ({"n_threads=4": "no faster", "n_threads=1": "faster"}, 1) == (verdicts(found), found.settings.n_threads)
+
+
+def test_where_nothing_is_faster_the_untuned_settings_stay() -> None:
+    found = find(Machine(lambda _: 1.0), BUFFERS, THREADS)
+    assert (REFERENCE, 1.0, True) == (found.settings, found.speedup, found.complete)
+
+
+def test_a_machine_that_slows_down_all_the_time_does_not_decide() -> None:
+    """Each run takes 5 % longer than the one before it, whoever runs."""
+    machine = Machine(lambda s: 0.8 if not s.use_extra_bufts else 1.0, drift=1.05)
+    assert not find(machine, BUFFERS).settings.use_extra_bufts
+    machine = Machine(lambda _: 1.0, drift=1.05)
+    assert REFERENCE == find(machine, BUFFERS, THREADS).settings
+
+
+def test_one_lucky_turn_does_not_decide() -> None:
+    """The best was held up in two turns of five, by somebody else's work."""
+    turns = iter([1.0, 1.0, 1.0, 5.0, 1.0, 1.0, 5.0, 1.0] + [1.0] * 50)
+    machine = Machine(lambda s: next(turns) if s == REFERENCE else 1.0)
+    assert {"use_extra_bufts=False": "no faster"} == verdicts(find(machine, BUFFERS))
+
+
+def test_a_gain_that_is_not_worth_it_is_left() -> None:
+    assert REFERENCE == find(Machine(lambda s: 1.0 if s.use_extra_bufts else 0.99), BUFFERS).settings
+
+
+@pytest.mark.parametrize("bad", [np.eye(3, dtype=np.float32)[::-1], np.full((3, 3), np.nan, np.float32)])
+def test_a_faster_setting_with_other_vectors_is_refused_before_it_is_timed(bad: Float32Array) -> None:
+    machine = Machine(lambda s: 1.0 if s.use_extra_bufts else 0.1)
+    machine.vectors = lambda s: VECTORS if s.use_extra_bufts else bad
+    found = find(machine, BUFFERS)
+    assert REFERENCE == found.settings
+    refused = found.measured[-1]
+    assert ("refused", None) == (refused.verdict, refused.ratio)
+    assert "0.001 are allowed" in refused.reason
+    assert all(settings.use_extra_bufts for settings in machine.runs)
+
+
+def test_a_candidate_that_dies_is_named_and_the_search_goes_on() -> None:
+    def seconds(settings: Settings) -> float:
+        if not settings.use_extra_bufts:
+            raise CandidateFailedError("it died of SIGILL")
+        return 1.0 / settings.n_threads
+
+    found = find(Machine(seconds), BUFFERS, THREADS)
+    assert ("failed", "it died of SIGILL") == (found.measured[1].verdict, found.measured[1].reason)
+    assert (8, True) == (found.settings.n_threads, found.complete)
+
+
+def test_what_the_time_does_not_allow_is_said() -> None:
+    found = find(Machine(lambda s: 1.0 / s.n_threads), THREADS, BUFFERS, deadline=5.0)
+    assert {
+        "n_threads=4": "faster", "n_threads=8": "not measured", "use_extra_bufts=False": "not measured",
+    } == verdicts(found)  # fmt: skip
+    assert (4, False) == (found.settings.n_threads, found.complete)
+
+
+def test_an_interrupt_keeps_the_best_so_far() -> None:
+    def seconds(settings: Settings) -> float:
+        if settings.n_threads == 8:
+            raise KeyboardInterrupt
+        return 1.0 / settings.n_threads
+
+    machine = Machine(seconds)
+    found = find(machine, THREADS, BUFFERS)
+    assert (4, True, False) == (found.settings.n_threads, found.interrupted, found.complete)
+    assert pytest.approx(2.0) == found.speedup
+
+
+def test_an_interrupt_before_anything_was_decided_finds_nothing() -> None:
+    def seconds(settings: Settings) -> float:
+        if not settings.use_extra_bufts:
+            raise KeyboardInterrupt
+        return 1.0
+
+    found = find(Machine(seconds), BUFFERS)
+    assert (REFERENCE, 1.0, True) == (found.settings, found.speedup, found.interrupted)
+
+
+def test_steps_that_pay_one_by_one_must_pay_together() -> None:
+    """At the end the reference is as fast as what beat it: it was held up before."""
+    slow = iter([2.0] * 8)
+    machine = Machine(lambda s: next(slow, 1.0) if s == REFERENCE else 1.0)
+    found = find(machine, BUFFERS)
+    assert ({"use_extra_bufts=False": "faster"}, REFERENCE) == (verdicts(found), found.settings)
+
+
+@pytest.mark.parametrize(("together", "most"), [(True, 2), (False, 1)])
+def test_no_more_models_are_in_memory_than_fit(together: bool, most: int) -> None:
+    machine = Machine(lambda s: 1.0 / s.n_threads)
+    find(machine, BUFFERS, THREADS, together=together)
+    assert most == machine.most
+
+
+def test_parts_of_the_work_count_alike() -> None:
+    judge = Judge({"queries": 10, "documents": 10_000}, VECTORS, lambda *_: 0.0, 1.0, True)
+    before = {"queries": 0.1, "documents": 9.0}
+    assert pytest.approx(1.0) == judge.speedup(before, {"queries": 0.05, "documents": 18.0})
+    assert {"queries": 100.0, "documents": pytest.approx(1000)} == judge.rates(
+        [{"queries": q, "documents": d} for q, d in ((0.1, 10.0), (9.0, 10.0), (0.1, 10.0))]
+    )
+
+
+def test_more_is_allowed_where_the_types_or_their_noise_are_coarser() -> None:
+    assert 1e-4 == allowed_deviation(["F32", "F16"], 0.0, scores=False)
+    assert 1e-3 == allowed_deviation(["F32", "Q8_0"], 0.0, scores=False)
+    assert 1e-2 == allowed_deviation(["Q6_K", "IQ4_XS", "F32"], 0.0, scores=False)
+    assert 0.1 == allowed_deviation(["F16"], 0.05, scores=False)
+    assert 0.01 < allowed_deviation(["Q4_K"], 0.0, scores=True)
+
+
+def test_deviation_is_of_the_worst_text() -> None:
+    turned = np.array([[1, 0, 0], [0, 3, 4], [0, 0, 7]], dtype=np.float32)
+    info = read_model_info_stub()
+    assert pytest.approx(0.4) == deviation(info, VECTORS, turned)
+
+
+@pytest.mark.parametrize(("labels", "other"), [(("yes", "no"), [[2.0, 2.0]]), (("score",), [[0.0]])])
+def test_deviation_of_a_reranker_is_in_its_scores(labels: tuple[str, ...], other: list[list[float]]) -> None:
+    head = RerankInfo(labels, "sigmoid", None, None, "F32", 0)
+    info = dataclasses.replace(read_model_info_stub(), rerank=head)
+    certain = np.array([[5.0, 5.0 - np.log(3)]] if len(labels) == 2 else [[np.log(3)]], dtype=np.float32)
+    assert pytest.approx(0.25, abs=1e-6) == deviation(info, certain, np.array(other, dtype=np.float32))
+
+
+def read_model_info_stub() -> ModelInfo:
+    """An embedding model of which nothing matters."""
+    return ModelInfo(
+        path="x", architecture="bert", name="x", n_embd=3, n_ctx_train=8, n_layer=1, n_vocab=9, pooling="mean",
+        pooling_source="file", causal=False, max_tokens=8, normalize=True,
+    )  # fmt: skip
+
+
+# What is tried, on which texts
+
+
+def names(planned: tuner.Plan) -> list[str]:
+    return [coordinate.name for coordinate in planned.coordinates]
+
+
+def test_decoders_have_more_to_choose_than_encoders(info: ModelInfo, decoder: ModelInfo) -> None:
+    assert {"n_ubatch", "share_prefixes"} == set(names(tuner.plan(decoder, "mixed"))) - set(
+        names(tuner.plan(info, "mixed"))
+    )
+
+
+def test_batches_are_not_tried_on_single_queries(info: ModelInfo, decoder: ModelInfo) -> None:
+    for model in (info, decoder):
+        assert {"n_batch", "n_ubatch"}.isdisjoint(names(tuner.plan(model, "queries")))
+
+
+def test_kernels_that_crash_are_not_tried(info: ModelInfo) -> None:
+    planned = tuner.plan(info, "mixed", use_extra_bufts=False)
+    assert not planned.reference.use_extra_bufts
+    assert "use_extra_bufts" not in names(planned)
+
+
+def test_a_folder_of_libraries_is_one_more_engine(info: ModelInfo) -> None:
+    folder = bindings.load().library.parent
+    planned = tuner.plan(info, "mixed", libraries=[folder])
+    assert ("", str(folder.resolve())) == planned.coordinates[0].values
+    assert "gpu_layers" in names(planned)
+
+
+def test_a_folder_without_libraries_is_refused(info: ModelInfo, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="no libllama"):
+        tuner.plan(info, "mixed", libraries=[tmp_path])
+
+
+def test_no_texts_are_refused(info: ModelInfo) -> None:
+    with pytest.raises(InvalidOptionError, match="no texts"):
+        tuner.plan(info, "mixed", texts=["", ""])
+
+
+def test_batches_that_the_texts_do_not_fill_are_left_out() -> None:
+    whole = [Coordinate("n_batch", (128, 512, 1024), ordered=True), THREADS]
+    left = tuner._worth_trying(whole, {"queries": 40, "documents": 600})
+    assert [(128, 512), THREADS.values] == [coordinate.values for coordinate in left]
+
+
+def test_built_in_documents_begin_differently_and_vary_in_length() -> None:
+    work = tuning_texts.work("mixed", None, pairs=False)
+    (documents,) = work.parts["documents"]
+    assert len({text[:4] for text in documents.texts}) == len(documents.texts)
+    assert max(map(len, documents.texts)) > 4 * min(map(len, documents.texts))
+    assert all(len(call.texts) == 1 and call.role == "query" for call in work.parts["queries"])
+
+
+def test_own_texts_are_used_once_each_and_the_shortest_stand_for_queries() -> None:
+    own = ["a long text about bees", "bees", "bees", "wax", "honey from heather"]
+    work = tuning_texts.work("mixed", own, pairs=False)
+    assert [("wax",)] == [call.texts for call in work.parts["queries"]]
+    assert ("a long text about bees", "bees", "wax", "honey from heather") == work.parts["documents"][0].texts
+    assert {"queries"} == set(tuning_texts.work("queries", own, pairs=False).parts)
+
+
+def test_a_reranker_compares_each_query_with_a_few_documents() -> None:
+    calls = tuning_texts.work("queries", None, pairs=True).parts["queries"]
+    assert all(call.query and len(call.texts) == 5 for call in calls[:-1])
+
+
+def test_the_first_texts_of_work_are_cut_out_of_its_calls() -> None:
+    work = Work({"a": (Call(("1", "2"), "query"), Call(("3", "4"), "query"), Call(("5",), "query"))})
+    assert [("1", "2"), ("3",)] == [call.texts for call in work.first({"a": 3}).parts["a"]]
+
+
+# A candidate's process
+
+
+SMALL = Work({"queries": (Call(("a cat",), "query"),), "documents": (Call(("a dog sleeps", "the bank"), "document"),)})
+
+
+@pytest.mark.parametrize("path", ["bert_path", "qwen3_path"])
+def test_a_child_computes_what_an_embedder_does(path: str, request: pytest.FixtureRequest) -> None:
+    file: Path = request.getfixturevalue(path)
+    info = read_model_info(read_header(file))
+    candidate = Trial(info, tune.untuned(info, use_extra_bufts=True), SMALL)
+    try:
+        loaded = candidate.load()
+        vectors, alone = candidate.vectors(), candidate.vectors(alone=True)
+        seconds = candidate.run()
+        candidate.limit({"queries": 1, "documents": 1})
+        assert (2, info.n_embd) == candidate.vectors().shape
+    finally:
+        candidate.rest()
+    with Embedder(file, n_threads=1) as embedder:
+        expected = np.concatenate(
+            [embedder.encode_query(["a cat"]), embedder.encode_document(["a dog sleeps", "the bank"])]
+        )
+        assert [len(embedder.tokenize("a cat").token_ids)] == list(loaded.n_tokens["queries"])
+    assert deviation(info, expected, vectors) < 1e-4
+    assert deviation(info, expected, alone) < 1e-4
+    assert {"queries", "documents"} == set(seconds)
+    assert min(seconds.values()) > 0
+
+
+def test_a_child_that_dies_is_a_failed_candidate(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_embed.engine.child._PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(CandidateFailedError, match="it died of SIGSEGV"):
+        Trial(info, REFERENCE, SMALL).load()
+
+
+def test_a_library_that_does_not_load_is_a_failed_candidate(info: ModelInfo, tmp_path: Path) -> None:
+    (tmp_path / bindings.load().library.name).write_bytes(b"no library")
+    with pytest.raises(CandidateFailedError, match="cannot be"):
+        Trial(info, dataclasses.replace(REFERENCE, library=str(tmp_path)), SMALL).load()
+
+
+def test_where_not_even_the_untuned_settings_run_there_is_no_choice(
+    info: ModelInfo, monkeypatch: pytest.MonkeyPatch, empty_cache: Path
+) -> None:
+    with Embedder(info.path):  # its probe is done
+        pass
+    monkeypatch.setattr("edge_embed.engine.child._PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    with pytest.raises(EngineUnavailableError, match="SIGSEGV"):
+        tuner.tune(info, "mixed", budget=1.0, say=lambda _: None)
+    assert not (empty_cache / "tune.json").exists()
+
+
+# What is kept, and how it reaches the engine
+
+
+def chosen(**changed: object) -> Choice:
+    return Choice(dataclasses.replace(REFERENCE, **changed), "mixed", 1.5, True, [])  # type: ignore[arg-type]
+
+
+def test_a_choice_is_kept_and_forgotten(info: ModelInfo) -> None:
+    assert None is tune.choice(info)
+    assert tune.keep(info, chosen(n_batch=100))
+    assert chosen(n_batch=100) == tune.choice(info)
+    assert None is tune.choice(dataclasses.replace(info, pooling="cls"))
+    assert tune.forget(info)
+    assert not tune.forget(info)
+    assert None is tune.choice(info)
+
+
+def test_a_machine_with_other_cores_is_another_machine(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    tune.keep(info, chosen())
+    monkeypatch.setattr(tune, "default_threads", lambda: 96)
+    assert None is tune.choice(info)
+
+
+def test_an_engine_is_made_with_what_was_chosen_unless_the_caller_says_otherwise(
+    bert_path: Path, info: ModelInfo
+) -> None:
+    tune.keep(info, chosen(n_batch=100, n_threads=1))
+    with Embedder(bert_path) as embedder:
+        assert 100 == embedder._engine.limits.n_batch
+        assert 1 == embedder._engine.n_threads  # type: ignore[attr-defined]
+        assert (32,) == embedder.encode("a cat").shape
+    with Embedder(bert_path, n_batch=200, n_threads=2) as embedder:
+        assert 200 == embedder._engine.limits.n_batch
+        assert 2 == embedder._engine.n_threads  # type: ignore[attr-defined]
+
+
+def test_sharing_can_be_chosen_away(qwen3_path: Path, decoder: ModelInfo) -> None:
+    tune.keep(decoder, chosen(share_prefixes=False))
+    with Embedder(qwen3_path) as embedder:
+        assert not embedder._engine.limits.shares_prefixes
+
+
+def test_kernels_that_the_probe_has_found_to_crash_stay_off(
+    bert_path: Path, info: ModelInfo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+
+    class Recorder:
+        def __init__(self, _info: ModelInfo, **options: object) -> None:
+            asked.update(options)
+            raise EngineUnavailableError("enough")
+
+    tune.keep(info, chosen(use_extra_bufts=True, n_batch=100))
+    monkeypatch.setattr("edge_embed.engine.llama.LlamaEngine", Recorder)
+    monkeypatch.setattr("edge_embed.engine.probe.probe", lambda *_: tune_probe(False))
+    with pytest.raises(EngineUnavailableError, match="enough"):
+        Embedder(bert_path)
+    assert (False, 100) == (asked["use_extra_bufts"], asked["n_batch"])
+
+
+def tune_probe(use_extra_bufts: bool) -> object:
+    from edge_embed.engine.probe import ProbeResult
+
+    return ProbeResult(use_extra_bufts)
+
+
+@pytest.fixture
+def other_library(tmp_path: Path) -> Path:
+    """A folder with copies of the libraries."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for file in bindings.load().library.parent.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_another_library_is_left_where_one_is_loaded_already(info: ModelInfo, other_library: Path) -> None:
+    tune.keep(info, chosen(library=str(other_library), n_batch=100))
+    assert {"n_threads": 3} == tune.arguments(info, {"n_threads": 3, "n_batch": None})
+
+
+def test_another_library_is_not_taken_for_an_adapter(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = bindings.load().library.parent
+    tune.keep(info, chosen(library=str(folder), n_batch=100))
+    assert 100 == tune.arguments(info, {})["n_batch"]
+    lora = types.Lora("x.gguf")
+    assert {"lora": lora} == tune.arguments(info, {"lora": lora})
+
+
+def test_another_library_that_was_changed_since_is_not_used(info: ModelInfo, other_library: Path) -> None:
+    tune.keep(info, chosen(library=str(other_library)))
+    assert tune.choice(info) is not None
+    library = bindings.library_file(other_library, "llama")
+    os.utime(library, ns=(1, 1))
+    assert None is tune.choice(info)
+    library.unlink()
+    assert None is tune.choice(info)
+
+
+def test_a_process_loads_the_library_that_was_chosen(info: ModelInfo, other_library: Path, empty_cache: Path) -> None:
+    tune.keep(info, chosen(library=str(other_library), n_batch=100))
+    program = (
+        "import sys; from edge_embed import Embedder; from edge_embed.engine import bindings\n"
+        "e = Embedder(sys.argv[1]); print(bindings.load().library, e._engine.limits.n_batch, len(e.encode('a')))"
+    )
+    environment = {**os.environ, "EDGE_EMBED_CACHE": str(empty_cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, info.path], env=environment, capture_output=True, text=True, check=True
+    )
+    library = other_library / bindings.load().library.name
+    assert f"{library} 100 32\n" == done.stdout
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda entry: entry["settings"].update(n_batch=0),
+        lambda entry: entry["settings"].update(n_threads="2"),
+        lambda entry: entry["settings"].update(share_prefixes=1),
+        lambda entry: entry["settings"].update(unheard_of=1),
+        lambda entry: entry["settings"].pop("n_ubatch"),
+        lambda entry: entry.update(profile="none"),
+        lambda entry: entry.pop("files"),
+        lambda entry: entry.update(settings=[]),
+    ],
+)
+def test_a_damaged_choice_is_none(
+    damage: Callable[[dict[str, object]], object], info: ModelInfo, empty_cache: Path
+) -> None:
+    tune.keep(info, chosen())
+    found = json.loads((empty_cache / "tune.json").read_text())
+    for entry in found.values():
+        damage(entry)
+    (empty_cache / "tune.json").write_text(json.dumps(found))
+    assert None is tune.choice(info)
+
+
+def test_an_interrupt_while_the_cache_is_written_leaves_the_old_one(
+    info: ModelInfo, empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tune.keep(info, chosen())
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("edge_embed.engine.findings.json.dump", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tune.keep(info, chosen(n_batch=100))
+    assert chosen() == tune.choice(info)
+    assert ["tune.json"] == [path.name for path in empty_cache.iterdir()]
+
+
+# The whole, with real processes
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="edge-embed")
+
+
+@pytest.fixture
+def few_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuner, "BATCHES", {False: (384, 512), True: (512,)})
+    monkeypatch.setattr(tuner, "UBATCHES", (512,))
+    monkeypatch.setattr(tuner, "default_threads", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+
+
+def test_a_model_is_tuned_and_the_choice_is_used(bert_path: Path, info: ModelInfo, few_batches: None) -> None:
+    result = run("tune", bert_path, "--json", "--budget", "120")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert (True, True) == (report["complete"], report["kept"])
+    assert ["reference"] == [m["verdict"] for m in report["measured"] if not m["changed"]]
+    tried = {name for measured in report["measured"] for name in measured["changed"]}
+    assert {"use_extra_bufts", "n_batch"} <= tried
+    assert all(m["deviation"] <= report["allowed_deviation"] for m in report["measured"] if m["changed"])
+    assert min(report["tokens"].values()) > 0
+    assert all(f"{name} " in result.stderr for name in tried)
+    known = tune.choice(info)
+    assert known is not None
+    assert report["settings"] == dataclasses.asdict(known.settings)
+    assert "forgotten" in run("tune", bert_path, "--forget").stdout
+    assert "nothing was chosen" in run("tune", bert_path, "--forget").stdout
+    assert None is tune.choice(info)
+
+
+def test_the_table_says_what_was_tried_and_chosen(monkeypatch: pytest.MonkeyPatch, bert_path: Path) -> None:
+    best = dataclasses.replace(REFERENCE, n_batch=512)
+    rates = {"documents": 1234.0}
+    found = Found(
+        best, 1.25, False, False, 1e-3,
+        (
+            Measured({}, REFERENCE, "reference", tokens_per_second=rates),
+            Measured({"n_batch": 512}, best, "faster", "", 1.3, rates, 2e-5),
+            Measured({"use_extra_bufts": False}, best, "failed", "it died of SIGILL"),
+        ),
+    )  # fmt: skip
+    planned = tuner.plan(read_model_info(read_header(bert_path)), "documents")
+    outcome = tuner.Outcome(planned, found, {"documents": 9}, {"documents": 999}, True)
+    monkeypatch.setattr(tuner, "tune", lambda *_, **__: outcome)
+    result = run("tune", bert_path, "--profile", "documents")
+    lines = result.stdout.splitlines()
+    assert ["n_batch", "512", "1,234", "1.30", "2.0e-05", "chosen"] == lines[2].split()
+    assert lines[3].endswith("failed: it died of SIGILL")
+    assert "1.25 times as fast as untuned" in result.stdout
+    assert "not everything was tried" in result.stderr
+
+
+def test_a_dry_run_starts_nothing(bert_path: Path, monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(trial, "Child", refuse)
+    monkeypatch.setattr("edge_embed.engine.probe.Child", refuse)
+    result = run("tune", bert_path, "--dry-run")
+    assert (0, "") == (result.exit_code, result.stderr)
+    assert "try:  use_extra_bufts off" in result.stdout
+    plan = json.loads(run("tune", bert_path, "--dry-run", "--json").stdout)
+    assert [True, False] == plan["coordinates"]["use_extra_bufts"]
+    assert not empty_cache.exists()
+
+
+def test_options_of_a_file_need_one(bert_path: Path) -> None:
+    assert 2 == run("tune", bert_path, "--field", "body").exit_code
+
+
+def test_the_command_knows_the_profiles() -> None:
+    assert tune.PROFILES == tune_command.PROFILES
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to a process there")
+def test_an_interrupt_ends_it_and_its_children(bert_path: Path, empty_cache: Path) -> None:
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from edge_embed.cli import main; main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "tune", str(bert_path)],
+        env={**os.environ, "EDGE_EMBED_CACHE": str(empty_cache)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("untuned: ")
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    mine = children.read_text().split() if children.exists() else []
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert 130 == process.returncode
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in mine) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in mine if Path(f"/proc/{pid}").exists()]
+    if (empty_cache / "tune.json").exists():
+        assert json.loads((empty_cache / "tune.json").read_text())
+    assert [] == [path.name for path in empty_cache.glob("tune.json?*")]
