@@ -9,6 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from edge_embed import postprocess, prompts
+from edge_embed.cache import EmbeddingCache, ModelCache
 from edge_embed.cancellation import Cancellation, stop_of
 from edge_embed.errors import EngineClosedError, InvalidOptionError, NonFiniteError
 from edge_embed.gguf_header import read_header
@@ -18,7 +19,7 @@ from edge_embed.model_info import read_model_info, require_embeddings
 from edge_embed.progress import Progress
 from edge_embed.projection_file import with_projection
 from edge_embed.provision import locate
-from edge_embed.running import compute, compute_tokens, open_model
+from edge_embed.running import EngineOptions, compute, compute_tokens, open_model
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
     OUTPUTS,
@@ -61,6 +62,7 @@ class Embedder:
         lora: a LoRA adapter in a GGUF of its own, added while the model computes.
         lora_scale: how much of it is added; 1 is the adapter as trained.
         projection: a learned projection (``edge-embed project fit``) that vectors go through before they are cut.
+        cache: where vectors are kept for the next time: an ``EmbeddingCache``, its file, or True for the default one.
         download: whether a known model that is not on this machine may be downloaded, and converted where there is
             no ready file; by default only if the environment variable ``EDGE_EMBED_DOWNLOAD`` is 1.
 
@@ -70,6 +72,7 @@ class Embedder:
         HubError: the download.
         ModelNotFoundError, ModelFileError, UnsupportedModelError: the model, its adapter or its projection.
         EngineUnavailableError, EngineMemoryError: the machine.
+        CacheFileError: the cache's file is something else, or damaged.
         InvalidOptionError, InvalidDimensionError, UnknownPromptError: an argument.
     """
 
@@ -90,6 +93,7 @@ class Embedder:
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
         projection: str | Path | None = None,
+        cache: EmbeddingCache | str | Path | bool | None = None,
         download: bool | None = None,
     ) -> None:
         header = read_header(locate(model, download=download, show_progress_bar=True))
@@ -97,20 +101,12 @@ class Embedder:
         require_embeddings(info)
         info = with_projection(info, header, projection, adapted=lora is not None)
         postprocess.check_dim(truncate_dim, info.n_embd)
-        engine, tokenizer = open_model(
-            header,
-            info,
-            {
-                "n_threads": n_threads,
-                "n_batch": n_batch,
-                "gpu_layers": gpu_layers,
-                "kv_type": kv_type,
-                "deterministic": deterministic,
-                "lora": None if lora is None else Lora(str(lora), lora_scale),
-            },
-        )
+        adapter = None if lora is None else Lora(str(lora), lora_scale)
+        options = EngineOptions(n_threads=n_threads, n_batch=n_batch, gpu_layers=gpu_layers, kv_type=kv_type)
+        engine, tokenizer = open_model(header, info, {**options, "deterministic": deterministic, "lora": adapter})
         try:
             self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name)
+            self._cache = ModelCache.open(cache, info, adapter, kv_type=kv_type, deterministic=deterministic)
         except BaseException:
             engine.close()
             raise
@@ -125,10 +121,12 @@ class Embedder:
         truncate_dim: int | None = None,
         prompts: Mapping[str, str] | None = None,
         default_prompt_name: str | None = None,
+        cache: ModelCache | None = None,
     ) -> Embedder:
         """An Embedder over any engine, e.g. ``edge_embed.testing.FakeEngine``, without a model file."""
         self = cls.__new__(cls)
         self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name)
+        self._cache = cache
         return self
 
     def _assemble(
@@ -291,18 +289,20 @@ class Embedder:
         encodings, places = merged(jobs)
         width = self._engine.n_embd
         tokens: list[Float32Array] | None = None
+        cached = np.zeros(len(encodings), dtype=np.bool_)
         with Progress("embedding", len(encodings), "texts", enabled=show_progress_bar) as progress:
             if any(job.tokens for job in jobs):
                 tokens = compute_tokens(self._engine, encodings, progress, stop)
                 rows = pooled(tokens, self.info.pooling, width)
             else:
-                rows = compute(self._engine, encodings, width, progress, stop)
+                found = compute(self._engine, encodings, width, progress, stop, self._cache)
+                rows, cached = found.rows, found.cached
         results: list[EmbedResult] = []
         guilty: list[int] = []
         done = 0
         for job, place in zip(jobs, places, strict=True):
             own = [tokens[i] for i in place] if tokens is not None and job.tokens else None
-            result, wrong = finish(job, rows[place], self.info.dense, own)
+            result, wrong = finish(job, rows[place], self.info.dense, own, cached[place])
             results.append(result)
             guilty += [done + index for index in wrong]
             done += len(job.positions)
@@ -406,10 +406,25 @@ class Embedder:
         """Cosine of each vector of ``a`` with each of ``b``, float32 ``[n, m]``."""
         return postprocess.similarity(a, b)
 
-    def tokenize(self, text: str, *, truncate: Truncate = "right", max_tokens: int | None = None) -> Encoding:
-        """The tokens of one text as the model would see them, without a prompt."""
+    def tokenize(
+        self,
+        text: str,
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        role: prompts.Role | None = None,
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+    ) -> Encoding:
+        """The tokens of one text as the model would see them; without a prompt, even a default one, unless it is named.
+
+        ``edge_embed.tokens.Tokens`` gives the same without loading the model. Arguments as for ``embed``.
+        """
         self._check_open()
-        return self._tokenizer.encode(text, truncate=truncate, max_tokens=max_tokens)
+        named = (prompt, prompt_name, instruction, role) != (None,) * 4
+        prefix = self._prefix(prompt, prompt_name, instruction, role) if named else ""
+        return self._tokenizer.encode(text, prompt=prefix, truncate=truncate, max_tokens=max_tokens)
 
     # Steps
 
@@ -455,9 +470,15 @@ class Embedder:
 
     # Life
 
+    def forget(self) -> None:
+        """What the next call computes does not depend on earlier ones, to the last bit; a cache is not emptied."""
+        self._engine.forget()
+
     def close(self) -> None:
         """Free the model; a call under way in another thread finishes its batch first."""
         self._engine.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def __enter__(self) -> Embedder:
         self._check_open()

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_embed import postprocess
-from edge_embed.types import BoolArray, Dense, EmbedResult, Encoding, Float32Array, Int32Array, Pooling, Precision, Usage
+from edge_embed.types import (
+    BoolArray,
+    Dense,
+    EmbedResult,
+    Encoding,
+    Float32Array,
+    Int32Array,
+    Pooling,
+    Precision,
+    Usage,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +64,11 @@ def merged(jobs: Sequence[EmbedJob]) -> tuple[list[Encoding], list[list[int]]]:
 
 
 def finish(
-    job: EmbedJob, rows: Float32Array, dense: Sequence[Dense], tokens: Sequence[Float32Array] | None = None
+    job: EmbedJob,
+    rows: Float32Array,
+    dense: Sequence[Dense],
+    tokens: Sequence[Float32Array] | None = None,
+    cached: BoolArray | None = None,
 ) -> tuple[EmbedResult, list[int]]:
     """The result of a job, and the positions of its texts without a finite vector.
 
@@ -63,6 +77,7 @@ def finish(
         rows: float32 ``[n_encodings, n]``, the engine's.
         dense: layers behind the pooling.
         tokens: float32 ``[n_tokens, n]`` for each encoding, where they are asked for.
+        cached: bool ``[n_encodings]``, which rows were not computed now; None for none of them.
     """
     vectors = postprocess.project(rows, dense)
     finite: BoolArray = np.asarray(np.isfinite(vectors).all(axis=1))
@@ -72,16 +87,19 @@ def finish(
     finished = postprocess.finish(vectors, dim=job.dim, normalize=job.normalize, precision=job.precision)
     chosen = np.asarray(job.positions, dtype=np.int64)
     used, original, n_windows = _counts(job)
+    known = [False] * len(job.encodings) if cached is None else cached.tolist()
+    n_cached = sum(all(known[first:end]) for first, end in job.parts)
     result = EmbedResult(
         vectors=finished[chosen],
         n_tokens=used[chosen],
         n_original=original[chosen],
         usage=Usage(
             n_texts=len(chosen),
-            n_computed=len(job.parts),
+            n_computed=len(job.parts) - n_cached,
             n_tokens=int(used[chosen].sum()),
-            n_tokens_computed=int(used.sum()),
+            n_tokens_computed=sum(e.n_tokens for e, ready in zip(job.encodings, known, strict=True) if not ready),
             n_truncated=int((original[chosen] > used[chosen]).sum()),
+            n_cached=n_cached,
         ),
         n_windows=n_windows[chosen],
         token_vectors=None if tokens is None else tuple(tokens[i] for i in job.positions),

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from edge_embed.cache import EmbeddingCache, ModelCache
 from edge_embed.cancellation import Cancellation, stop_of
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
@@ -51,6 +52,7 @@ class Reranker:
         n_batch: tokens per batch; a sensible number for the kind of model by default.
         gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
         lora, lora_scale: a LoRA adapter and how much of it is added; see ``Embedder``.
+        cache: where logits are kept for the next time; see ``Embedder``.
         download: whether a known model that is not here may be downloaded; see ``Embedder``.
 
     Raises:
@@ -71,11 +73,13 @@ class Reranker:
         gpu_layers: int | None = None,
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
+        cache: EmbeddingCache | str | Path | bool | None = None,
         download: bool | None = None,
     ) -> None:
         header = read_header(locate(model, download=download, show_progress_bar=True))
         info = read_model_info(header, max_tokens=max_tokens)
         require_scores(info)
+        adapter = None if lora is None else Lora(str(lora), lora_scale)
         engine, tokenizer = open_model(
             header,
             info,
@@ -83,22 +87,30 @@ class Reranker:
                 "n_threads": n_threads,
                 "n_batch": n_batch,
                 "gpu_layers": gpu_layers,
-                "lora": None if lora is None else Lora(str(lora), lora_scale),
+                "lora": adapter,
             },
         )
         try:
             self._assemble(info, engine, tokenizer, instruction)
+            self._cache = ModelCache.open(cache, info, adapter)
         except BaseException:
             engine.close()
             raise
 
     @classmethod
     def from_parts(
-        cls, info: ModelInfo, engine: Engine, tokenizer: Tokenizer, *, instruction: str | None = None
+        cls,
+        info: ModelInfo,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        instruction: str | None = None,
+        cache: ModelCache | None = None,
     ) -> Reranker:
         """A Reranker over any engine that gives the logits of ``info.rerank.labels``, without a model file."""
         self = cls.__new__(cls)
         self._assemble(info, engine, tokenizer, instruction)
+        self._cache = cache
         return self
 
     def _assemble(self, info: ModelInfo, engine: Engine, tokenizer: Tokenizer, instruction: str | None) -> None:
@@ -154,9 +166,10 @@ class Reranker:
         chosen = self.instruction if instruction is None else self._instruction(instruction)
         encodings, positions = self._encode_once(_as_pairs(pairs), chosen, truncate, max_tokens)
         with Progress("reranking", len(encodings), "pairs", enabled=show_progress_bar) as progress:
-            rows = compute(self._engine, encodings, len(self._head.labels), progress, stop_of(timeout, cancellation))
-        logits = _logits(rows, self._head)[positions]
-        result = RerankResult(_activated(logits, self._head), logits, *usage(encodings, positions))
+            stop = stop_of(timeout, cancellation)
+            found = compute(self._engine, encodings, len(self._head.labels), progress, stop, self._cache)
+        logits = _logits(found.rows, self._head)[positions]
+        result = RerankResult(_activated(logits, self._head), logits, *usage(encodings, positions, found.cached))
         guilty = np.flatnonzero(~np.isfinite(logits))
         if len(guilty):
             raise NonFiniteError(guilty.tolist(), result)
@@ -299,6 +312,8 @@ class Reranker:
     def close(self) -> None:
         """Free the model; a call under way in another thread finishes its batch first."""
         self._engine.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def __enter__(self) -> Reranker:
         self._check_open()

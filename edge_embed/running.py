@@ -8,11 +8,12 @@ from typing import TypedDict
 import numpy as np
 
 from edge_embed.batching import pack
+from edge_embed.cache import Lookup, ModelCache
 from edge_embed.cancellation import Cancellation
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.progress import Progress
 from edge_embed.tokenizer import Tokenizer, tokenizer_of
-from edge_embed.types import Encoding, Engine, Float32Array, Int32Array, KvType, Lora, ModelInfo, Usage
+from edge_embed.types import BoolArray, Encoding, Engine, Float32Array, Int32Array, KvType, Lora, ModelInfo, Usage
 
 
 class EngineOptions(TypedDict, total=False):
@@ -49,15 +50,22 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
 
 
 def compute(
-    engine: Engine, encodings: Sequence[Encoding], width: int, progress: Progress, stop: Cancellation | None = None
-) -> Float32Array:
-    """The engine's rows for encodings, float32 ``[n, width]``, in their order."""
+    engine: Engine,
+    encodings: Sequence[Encoding],
+    width: int,
+    progress: Progress,
+    stop: Cancellation | None = None,
+    cache: ModelCache | None = None,
+) -> Lookup:
+    """The engine's rows for encodings, float32 ``[n, width]``, in their order; those that the cache has are not run."""
     limits = engine.limits
-    rows = np.empty((len(encodings), width), dtype=np.float32)
-    for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes):
-        rows[list(batch.indices)] = engine.decode(batch, stop)
+    found = Lookup(cache, encodings, width)
+    progress.advance(found.n_cached)
+    missing = [encodings[i] for i in found.missing]
+    for batch in pack(missing, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes):
+        found.keep([found.missing[i] for i in batch.indices], engine.decode(batch, stop))
         progress.advance(batch.n_seqs)
-    return rows
+    return found
 
 
 def compute_tokens(
@@ -74,12 +82,15 @@ def compute_tokens(
     return found
 
 
-def usage(encodings: Sequence[Encoding], positions: Sequence[int]) -> tuple[Int32Array, Int32Array, Usage]:
+def usage(
+    encodings: Sequence[Encoding], positions: Sequence[int], cached: BoolArray
+) -> tuple[Int32Array, Int32Array, Usage]:
     """Tokens used and tokens before truncation of each input, and the totals.
 
     Args:
         encodings: of the distinct inputs.
         positions: for each input, which of them is its own.
+        cached: bool ``[n]``, which of the distinct inputs were not run.
     """
     used = np.array([encoding.n_tokens for encoding in encodings], dtype=np.int32)
     original = np.array([encoding.n_original for encoding in encodings], dtype=np.int32)
@@ -87,9 +98,10 @@ def usage(encodings: Sequence[Encoding], positions: Sequence[int]) -> tuple[Int3
     n_tokens, n_original = used[chosen], original[chosen]
     totals = Usage(
         n_texts=len(chosen),
-        n_computed=len(encodings),
+        n_computed=int((~cached).sum()),
         n_tokens=int(n_tokens.sum()),
-        n_tokens_computed=int(used.sum()),
+        n_tokens_computed=int(used[~cached].sum()),
         n_truncated=int((n_original > n_tokens).sum()),
+        n_cached=int(cached.sum()),
     )
     return n_tokens, n_original, totals

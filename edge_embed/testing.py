@@ -68,6 +68,9 @@ class FakeEngine:
         rows: Float32Array = np.eye(self._n_embd, dtype=np.float32)[batch.token_ids % self._n_embd]
         return rows
 
+    def forget(self) -> None:
+        """There is nothing to forget."""
+
     def close(self) -> None:
         """Later calls of ``decode`` raise EngineClosedError."""
         self._closed = True

@@ -231,5 +231,8 @@ class _NoEngine:
 
     decode_tokens = decode
 
+    def forget(self) -> None:
+        """There is nothing to forget."""
+
     def close(self) -> None:
         """Nothing is open."""

@@ -122,6 +122,7 @@ class Usage:
         n_tokens: tokens of all texts after truncation, as an API would count them.
         n_tokens_computed: tokens of the texts that the model ran on; fewer were computed where texts begin alike.
         n_truncated: texts that lost tokens.
+        n_cached: texts whose vectors a cache had; they are not among ``n_computed``.
     """
 
     n_texts: int
@@ -129,6 +130,7 @@ class Usage:
     n_tokens: int
     n_tokens_computed: int
     n_truncated: int
+    n_cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +261,10 @@ class Engine(Protocol):
 
     def decode_tokens(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
         """The last hidden state of every token, float32 ``[n_tokens, n_embd]``, in the batch's order."""
+        ...
+
+    def forget(self) -> None:
+        """Be as it was when it was made: what comes next does not depend on what came before, to the last bit."""
         ...
 
     def close(self) -> None: ...

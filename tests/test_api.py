@@ -37,8 +37,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_public_methods_of_an_embedder() -> None:
     expected = [
-        "close", "embed", "encode", "encode_document", "encode_query", "from_parts", "prepare", "prompt_of", "run",
-        "similarity", "tokenize",
+        "close", "embed", "encode", "encode_document", "encode_query", "forget", "from_parts", "prepare", "prompt_of",
+        "run", "similarity", "tokenize",
     ]  # fmt: skip
     assert expected == sorted(name for name in vars(Embedder) if not name.startswith("_"))
 

@@ -365,7 +365,7 @@ def test_a_failure_leaves_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     engine = FakeEngine()
     whole = engine.decode
 
-    def fails_later(batch: types.Batch) -> types.Float32Array:
+    def fails_later(batch: types.Batch, stop: object = None) -> types.Float32Array:
         if len(engine.batches) >= 20:
             raise error
         return whole(batch)

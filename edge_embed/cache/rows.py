@@ -118,6 +118,13 @@ class Lookup:
         """How many rows came from the cache."""
         return len(self.rows) - len(self.missing)
 
+    @property
+    def cached(self) -> BoolArray:
+        """bool ``[n]``: which rows came from the cache."""
+        found = np.ones(len(self.rows), dtype=np.bool_)
+        found[self.missing] = False
+        return found
+
     def keep(self, positions: Sequence[int], rows: Float32Array) -> None:
         """Take computed rows, ``[len(positions), width]``; those that are finite go into the cache."""
         self.rows[list(positions)] = rows

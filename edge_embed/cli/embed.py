@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edge_embed.cli.options import (
     PRECISIONS,
+    STDIN,
     EncodeOptions,
     ModelOptions,
     TextSource,
@@ -19,8 +22,9 @@ from edge_embed.cli.options import (
     text_source,
 )
 from edge_embed.cli.output import OUTPUT_FORMATS, OutputFormat, VectorOutput, choose_format
-from edge_embed.cli.terminal import note
-from edge_embed.errors import InvalidTextError, NonFiniteError, TextTooLongError
+from edge_embed.cli.resume import Job, State, TextDigest, discard, input_identity, refuse_leftovers
+from edge_embed.cli.terminal import note, terminable
+from edge_embed.errors import InvalidTextError, NonFiniteError, OutputFileError, TextTooLongError
 
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
@@ -39,6 +43,7 @@ Examples:
   cat lines.txt | edge-embed embed --output-format jsonl
   edge-embed embed -f articles.csv --field body -o vectors.npy
   edge-embed embed -f corpus.jsonl --document -d 256 --precision int8 -o corpus.npy
+  edge-embed embed -f large.jsonl -o large.npy --resume
   edge-embed embed --query "how do bees navigate?" -m qwen3-0.6b-q8_0.gguf
 """
 )
@@ -58,9 +63,14 @@ Examples:
 )
 @model_options
 @click.option(
+    "--resume/--no-resume",
+    default=None,
+    help="Keep what is done when interrupted, and go on with it; or start again from what was kept.",
+)
+@click.option(
     "--progress/--no-progress",
     default=None,
-    help="Show progress of a file on stderr, or not; by default where stderr is a terminal.",
+    help="Show progress on stderr, or not; by default for a file, where stderr is a terminal.",
 )
 def embed(
     source: TextSource,
@@ -70,6 +80,7 @@ def embed(
     output_format: OutputFormat | None,
     no_normalize: bool,
     precision: Precision,
+    resume: bool | None,
     progress: bool | None,
 ) -> None:
     """Turn texts into vectors.
@@ -88,7 +99,9 @@ def embed(
       jsonl   {"index":0,"embedding":[...]}        f32     little-endian float32, no header
       csv     a row per vector, no header          base64  a line per vector, little-endian values
 
-    A --file is read through once before the work begins, so that a mistake in its last line is found at once.
+    A --file is read through once before the work begins, so that a mistake in its last line is found at once. It may
+    be larger than memory. With --resume, whatever ends the work (Ctrl-C, a crash, no power), the same command goes
+    on from OUTPUT.part, and the result is the one of an undisturbed run. Without it an interrupt leaves nothing.
     """
     output = None if output == Path("-") else output
     chosen = choose_format(output, output_format)
@@ -96,55 +109,157 @@ def embed(
         raise click.UsageError(f"f32 holds float32, not {precision}: use npy or base64")
     if output is not None and source.file is not None and output.exists() and output.samefile(source.file):
         raise click.UsageError("--output would replace the --file that is read")
+    finish = {"normalize": False if no_normalize else None, "precision": precision}
+    job = _job(source, output, resume, {"output-format": chosen, **finish, **asdict(encoding), **_about(engine)})
+    begun = job.load() if job is not None else None
     total = source.count()
-    shown = sys.stderr.isatty() if progress is None else progress
-    n_texts = n_truncated = 0
-    with VectorOutput(output, chosen) as vectors, engine.open() as embedder:
-        for result in _run(
-            embedder, source.read(), encoding, False if no_normalize else None, precision, total if shown else None
-        ):
-            vectors.write(result.vectors)
-            n_texts += result.usage.n_texts
-            n_truncated += result.usage.n_truncated
+    if job is not None and begun is not None and job.is_finished(begun):
+        job.remove()
+        note(f"{output} was complete already")
+        return
+    shown = sys.stderr.isatty() and total is not None if progress is None else progress
+    with (
+        terminable(),
+        VectorOutput(output, chosen, keep=job is not None, mark=begun.mark if begun is not None else None) as vectors,
+        engine.open() as embedder,
+    ):
+        work = _Work(embedder, encoding, finish, vectors, begun or State(vectors.mark()), total, shown)
+        if job is None:
+            for _ in work.run(source.read()):
+                pass
+        else:
+            _keeping(job, work, source)
         limit = embedder.info.max_tokens
-    if n_texts == 0:
+    if job is not None:
+        job.remove()
+    state = work.state
+    if state.n_texts == 0:
         note("the input holds no texts")
-    if n_truncated:
-        cut = f"{n_truncated} of {n_texts} texts {'was' if n_truncated == 1 else 'were'} cut to {limit} tokens"
-        note(f"{cut}; --truncate error refuses instead")
+    if state.n_truncated:
+        cut = f"{state.n_truncated} of {state.n_texts} texts {'was' if state.n_truncated == 1 else 'were'} cut"
+        note(f"{cut} to {limit} tokens; --truncate error refuses instead")
 
 
-def _run(
-    embedder: Embedder,
-    texts: Iterable[str],
-    encoding: EncodeOptions,
-    normalize: bool | None,
-    precision: Precision,
-    total: int | None,
-) -> Iterator[EmbedResult]:
-    """Results of one step after another; at least one, possibly of no texts."""
-    from edge_embed.progress import Progress
-
-    done = 0
-    with Progress("embedding", total or 0, "texts", enabled=total is not None) as progress:
-        for step in _steps(texts):
-            try:
-                result = encoding.embed(embedder, step, normalize=normalize, precision=precision)
-            except TextTooLongError as error:
-                raise TextTooLongError(error.index + done, error.n_tokens, error.limit) from None
-            except NonFiniteError as error:
-                raise NonFiniteError([index + done for index in error.indices]) from None
-            except InvalidTextError as error:
-                where = f" (counted from text {done})" if done else ""
-                raise InvalidTextError(error.message + where, hint=error.hint) from None
-            yield result
-            done += len(step)
-            progress.advance(len(step))
+def _about(engine: ModelOptions) -> dict[str, Any]:
+    """What of the model's options moves the vectors; the model itself goes by its bytes."""
+    settings = {name: value for name, value in asdict(engine).items() if name not in ("model", "cache", "yes")}
+    path, scale = engine.lora
+    projection = engine.projection
+    return {
+        **settings,
+        "lora": [*input_identity(Path(path)), scale] if path else None,
+        "projection": input_identity(Path(projection)) if projection else None,
+    }
 
 
-def _steps(texts: Iterable[str]) -> Iterator[list[str]]:
+def _job(source: TextSource, output: Path | None, resume: bool | None, settings: dict[str, Any]) -> Job | None:
+    """The job that may be continued, with --resume; without, what an earlier one left is removed or refused."""
+    if not resume:
+        if output is not None and (output.is_file() or not output.exists()):
+            discard(output) if resume is False else refuse_leftovers(output)
+        return None
+    if source.file in (None, STDIN) or output is None:
+        raise click.UsageError("--resume needs a --file to read and an --output to write")
+    if output.exists() and not output.is_file():
+        raise click.UsageError(f"--resume needs an --output that is a file, and {output} is not")
+    from importlib.metadata import version
+
+    import edge_embed
+
+    return Job(
+        output,
+        {
+            "file": input_identity(Path(str(source.file))),
+            "input-format": source.input_format,
+            "field": source.field,
+            **settings,
+            "version of edge-embed": edge_embed.__version__,
+            "version of llama-cpp-python": version("llama-cpp-python"),
+        },
+    )
+
+
+def _keeping(job: Job, work: _Work, source: TextSource) -> None:
+    """Do the work, and write down now and then how far it is."""
+    job.check_model(Path(work.embedder.info.path))
+    texts = source.read()
+    if work.state.n_texts:
+        job.passed(texts, work.state, work.digest)
+        note(f"{work.state.n_texts} texts were done before")
+    job.save(work.state)
+    try:
+        for _ in work.run(texts):
+            if job.is_due():
+                work.vectors.sync()
+                job.save(work.state)
+    except BaseException:
+        with contextlib.suppress(OutputFileError):  # an earlier state is true as well
+            work.vectors.sync()
+            job.save(work.state)
+        total = "" if work.total is None else f" of {work.total}"
+        note(f"{work.state.n_texts}{total} texts are kept: the same command goes on from there")
+        raise
+    work.state = replace(work.state, complete=True)
+    work.vectors.sync()
+    job.save(work.state)
+
+
+class _Work:
+    """Steps of texts through the model and into the output, counted."""
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        encoding: EncodeOptions,
+        finish: dict[str, Any],
+        vectors: VectorOutput,
+        state: State,
+        total: int | None,
+        shown: bool,
+    ) -> None:
+        self.embedder, self.vectors, self.state, self.total = embedder, vectors, state, total
+        self.digest = TextDigest()
+        self._encoding, self._finish, self._shown = encoding, finish, shown
+
+    def run(self, texts: Iterable[str]) -> Iterator[None]:
+        """One step after another, of texts that come behind those that are done."""
+        from edge_embed.progress import Progress
+
+        done = self.state.n_texts
+        with Progress("embedding", self.total, "texts", start=done, enabled=self._shown) as progress:
+            for step in _steps(texts, self.state.n_steps):
+                result = self._embed(step, self.state.n_texts)
+                self.vectors.write(result.vectors)
+                for text in step:
+                    self.digest.add(text)
+                self.state = State(
+                    self.vectors.mark(),
+                    n_texts=self.state.n_texts + len(step),
+                    n_steps=self.state.n_steps + 1,
+                    n_truncated=self.state.n_truncated + result.usage.n_truncated,
+                    texts=self.digest.hexdigest(),
+                )
+                progress.reach(self.state.n_texts)
+                yield
+
+    def _embed(self, step: list[str], done: int) -> EmbedResult:
+        """The vectors of a step, whatever came before it; errors count texts from the beginning of the input."""
+        self.embedder.forget()  # so that a job that goes on here gives the bytes that it would have given
+        try:
+            return self._encoding.embed(self.embedder, step, **self._finish)
+        except TextTooLongError as error:
+            raise TextTooLongError(error.index + done, error.n_tokens, error.limit) from None
+        except NonFiniteError as error:
+            raise NonFiniteError([index + done for index in error.indices]) from None
+        except InvalidTextError as error:
+            where = f" (counted from text {done})" if done else ""
+            raise InvalidTextError(error.message + where, hint=error.hint) from None
+
+
+def _steps(texts: Iterable[str], made: int = 0) -> Iterator[list[str]]:
+    """Texts in steps; ``made``: how many steps came before. At least one in all, possibly of no texts."""
     step: list[str] = []
-    characters = made = 0
+    characters = 0
     for text in texts:
         step.append(text)
         characters += len(text)

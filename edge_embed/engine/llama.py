@@ -30,6 +30,7 @@ from edge_embed.batching import alone, sequences
 from edge_embed.cancellation import Cancellation
 from edge_embed.engine import adapter, bindings
 from edge_embed.engine.devices import default_threads
+from edge_embed.engine.fits import check_fits, place_layers
 from edge_embed.engine.graph import CBatch, HiddenRows
 from edge_embed.engine.head import read_head
 from edge_embed.engine.memory import Memory
@@ -41,6 +42,7 @@ from edge_embed.engine.shape import (
     SEQ_CEILING,
     SEQ_MAX,
     UBATCH_CAUSAL,
+    ContextShape,
     check_kv_type,
     context_shape,
     has_memory,
@@ -87,7 +89,7 @@ class LlamaEngine:
         n_ubatch: tokens that the graph is computed for at a time, of a model whose tokens look back alone.
         n_seq_max: most texts per batch, 1 to 252.
         use_extra_bufts: repack weights for AMX and the like; the probe decides this.
-        gpu_layers: layers put on a GPU; all where the library supports one, by default.
+        gpu_layers: layers put on a GPU, the output counted as one; as many as fit, by default.
         hidden: False takes the pooled way for causal models too.
         lora: an adapter that is added while the model computes.
         observer: asked about every node of the graph, see ``observe.py``; slower.
@@ -100,7 +102,7 @@ class LlamaEngine:
     Raises:
         EngineUnavailableError: the library is missing or does not fit.
         ModelFileError: the library refused the file.
-        EngineMemoryError: the context could not be allocated.
+        EngineMemoryError: the model or its context does not fit, or could not be allocated.
         InvalidOptionError: an option outside its range.
     """
 
@@ -139,7 +141,7 @@ class LlamaEngine:
         self._lib = bindings.load()
         self._abort = AbortFlag(self._lib.c)
         self._owner = Owner(self._abort)
-        self._capacity = self._made_for = 0
+        self._capacity = self._made_for = self._gpu_layers = 0
         self._tokens = False  # whether the context is one for the vectors of tokens
         self._head = read_head(info) if info.causal else None
         types = info.rerank.token_types if info.rerank is not None else None
@@ -222,6 +224,16 @@ class LlamaEngine:
             raise InvalidOptionError("the vectors of tokens are asked for of a batch with shared tokens")
         return self._owner.call(lambda: self._decode_tokens(batch), stop)
 
+    def forget(self) -> None:
+        """Be as it was when it was made.
+
+        Beginnings of texts that stay in memory, and a context that grew, move the last digits of what is computed next.
+
+        Raises:
+            EngineMemoryError, EngineClosedError: as ``decode``.
+        """
+        self._owner.call(self._start_afresh)
+
     def tokenize(self, text: str) -> list[int]:
         """Token ids by the library's own tokenizer, none added; special-token text in it is recognized."""
         with self._owner.borrowed():  # on the caller's thread: tokenizing only reads the model
@@ -239,7 +251,8 @@ class LlamaEngine:
         params.use_extra_bufts = use_extra_bufts
         if not mmap:
             params.load_mode = _LOAD_MODE_NONE
-        params.n_gpu_layers = (-1 if c.llama_supports_gpu_offload() else 0) if gpu_layers is None else gpu_layers
+        first = self._shape(self._limits.n_batch)
+        self._gpu_layers = params.n_gpu_layers = place_layers(self._info, first, gpu_layers)
         bindings.last_complaint()
         model = c.llama_model_load_from_file(os.fsencode(self._info.path), params)
         if not model:
@@ -263,14 +276,8 @@ class LlamaEngine:
             self._handles.adapter = adapter.load(self._lib, model, self._lora)
         self._grow(self._limits.n_batch)
 
-    def _grow(self, n_tokens: int, *, tokens: bool = False) -> None:
-        """Make a context for batches of ``n_tokens``, in place of the present one.
-
-        Args:
-            n_tokens: most tokens of a batch.
-            tokens: whether the vectors of all tokens are asked for.
-        """
-        shape = context_shape(
+    def _shape(self, n_tokens: int, *, tokens: bool = False) -> ContextShape:
+        return context_shape(
             self._info,
             n_tokens=n_tokens,
             n_seq_max=self._limits.n_seq_max,
@@ -279,10 +286,20 @@ class LlamaEngine:
             tokens=tokens,
             kv_type=self._kv_type,
         )
+
+    def _grow(self, n_tokens: int, *, tokens: bool = False) -> None:
+        """Make a context for batches of ``n_tokens``, in place of the present one.
+
+        Args:
+            n_tokens: most tokens of a batch.
+            tokens: whether the vectors of all tokens are asked for.
+        """
+        shape = self._shape(n_tokens, tokens=tokens)
         c, handles = self._lib.c, self._handles
         handles.free_context()
         self._capacity, self._tokens = 0, tokens
         self._memory.detach()
+        check_fits(self._info, shape, gpu_layers=self._gpu_layers, loaded=True)
         params = c.llama_context_default_params()
         # llama.cpp pools, and looks ahead, within one ubatch only.
         params.n_ctx = params.n_batch = shape.n_ctx
@@ -323,6 +340,12 @@ class LlamaEngine:
         wanted = max(n_tokens, self._limits.n_batch)
         if n_tokens > self._capacity or tokens != self._tokens or self._made_for > _TOO_LARGE * wanted:
             self._grow(wanted, tokens=tokens)
+
+    def _start_afresh(self) -> None:
+        if self._tokens or self._made_for != self._limits.n_batch:
+            self._grow(self._limits.n_batch)
+        else:
+            self._memory.clear(data=False)
 
     def _decode_healed(self, batch: Batch) -> Float32Array:
         rows = self._decode(batch)
