@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import click
 
 import edge_embed
+from edge_embed.cli.cache import cache
 from edge_embed.cli.calibrate import calibrate
 from edge_embed.cli.convert import convert
 from edge_embed.cli.doctor import doctor
@@ -134,6 +135,7 @@ for _command in (
     count_tokens,
     convert,
     quantize,
+    cache,
     calibrate,
     verify,
     project,

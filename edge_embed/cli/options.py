@@ -93,6 +93,7 @@ class ModelOptions:
     batch_tokens: int | None
     lora: tuple[str, float]
     projection: str | None
+    cache: bool
     yes: bool
 
     def open(self) -> Embedder:
@@ -109,6 +110,7 @@ class ModelOptions:
             lora=lora or None,
             lora_scale=scale,
             projection=self.projection,
+            cache=self.cache,
         )
 
 
@@ -221,6 +223,12 @@ def model_options(command: Command) -> Command:
         ),
         click.option(
             "--projection", metavar="FILE", help="A projection of `edge-embed project fit` that vectors go through."
+        ),
+        click.option(
+            "--cache/--no-cache",
+            default=False,
+            envvar="EDGE_EMBED_CACHE_VECTORS",
+            help="Keep vectors for the next time (see `edge-embed cache`); also EDGE_EMBED_CACHE_VECTORS=1.",
         ),
         click.option(
             "-y", "--yes", is_flag=True, envvar="EDGE_EMBED_DOWNLOAD", help="Download a model that is missing unasked."
