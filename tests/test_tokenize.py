@@ -96,7 +96,8 @@ def test_the_ids_are_those_that_the_model_gets(bert: Embedder, bert_path: Path, 
 def test_prompts_stand_before_the_texts_as_in_embed(
     options: list[str], prefix: str, qwen3: Embedder, instructed: Path, no_engine: None
 ) -> None:
-    expected = ids_of([qwen3.tokenize(prefix + text) for text in TEXTS])
+    expected = ids_of([qwen3.tokenize(text, prompt=prefix) for text in TEXTS])
+    assert expected == ids_of([qwen3.tokenize(prefix + text) for text in TEXTS])
     assert [line["token_ids"] for line in lines("-m", instructed, *options, *TEXTS)] == expected
     counted = run("count-tokens", "-m", instructed, *options, *TEXTS)
     assert counted.stdout.splitlines() == [str(len(ids)) for ids in expected]
