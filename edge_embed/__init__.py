@@ -15,6 +15,7 @@ __all__ = [
     "EdgeEmbedError",
     "EmbedResult",
     "Embedder",
+    "EmbeddingCache",
     "RankedDocument",
     "RerankResult",
     "Reranker",
@@ -28,6 +29,7 @@ if not os.path.isdir(os.path.join(__path__[0], "convert")):  # noqa: PTH112, PTH
     __path__.append(os.path.dirname(__path__[0]))  # noqa: PTH120
 
 if TYPE_CHECKING:
+    from edge_embed.cache import EmbeddingCache
     from edge_embed.cancellation import Cancellation
     from edge_embed.embedder import Embedder
     from edge_embed.errors import EdgeEmbedError
@@ -39,6 +41,7 @@ _HOMES = {
     "EdgeEmbedError": "edge_embed.errors",
     "EmbedResult": "edge_embed.types",
     "Embedder": "edge_embed.embedder",
+    "EmbeddingCache": "edge_embed.cache",
     "RankedDocument": "edge_embed.types",
     "RerankResult": "edge_embed.types",
     "Reranker": "edge_embed.reranker",

@@ -13,7 +13,10 @@ from edge_embed import Embedder, errors, testing, types
 
 
 def test_the_exported_names() -> None:
-    expected = "Cancellation EdgeEmbedError EmbedResult Embedder RankedDocument RerankResult Reranker Usage __version__"
+    expected = (
+        "Cancellation EdgeEmbedError EmbedResult Embedder EmbeddingCache RankedDocument RerankResult Reranker Usage "
+        "__version__"
+    )
     assert expected.split() == sorted(edge_embed.__all__)
 
 

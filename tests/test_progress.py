@@ -113,3 +113,58 @@ def test_progress_never_reaches_stdout(clock: Clock, capsys: pytest.CaptureFixtu
 def test_embedding_is_silent_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
     fake_embedder().encode(["a", "b"])
     assert ("", "") == capsys.readouterr()
+
+
+def test_what_was_done_before_says_nothing_of_the_rate(clock: Clock) -> None:
+    stream = io.StringIO()
+    with Progress("embedding", 1000, "texts", start=900, stream=stream) as shown:
+        clock.now += 10
+        shown.advance(50)
+    assert "embedding: 950/1000 texts, 5 texts/s, 10 s, 10 s left" == stream.getvalue().splitlines()[0]
+
+
+@pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+def test_without_an_end_the_count_and_the_rate_are_shown(clock: Clock, kind: type[io.StringIO]) -> None:
+    stream = kind()
+    with Progress("embedding", None, "texts", stream=stream) as shown:
+        clock.now += 10
+        shown.advance(50)
+    assert "50 texts, 5 texts/s, 10 s" in stream.getvalue()
+    assert "left" not in stream.getvalue()
+    assert "█" not in stream.getvalue()
+
+
+@pytest.mark.parametrize(("columns", "bar"), [(200, 24), (70, 15), (40, 0)])
+def test_numbers_go_before_the_bar(clock: Clock, monkeypatch: pytest.MonkeyPatch, columns: int, bar: int) -> None:
+    """On a narrow terminal the bar is shorter, or left out; a line never wraps."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    stream = Terminal()
+    with Progress("embedding", 1000, "texts", stream=stream) as shown:
+        clock.now += 10
+        shown.advance(500)
+        line = stream.getvalue().removeprefix("\r\x1b[K")
+    assert bar == line.count("█") + line.count("░")
+    assert len(line) < columns
+    if columns > 60:
+        assert line.endswith("500/1000 texts, 50 texts/s, 10 s, 10 s left")
+
+
+def test_work_within_work_of_the_same_name_moves_its_bar(clock: Clock) -> None:
+    """Whether or not it would show itself; what counts something else has a line of its own."""
+    stream, inside = io.StringIO(), io.StringIO()
+    with Progress("embedding", 100, "texts", stream=stream) as shown:
+        for enabled in (True, False):
+            with Progress("embedding", 20, "texts", enabled=enabled, stream=inside) as part:
+                clock.now += 10
+                part.advance(20)
+        shown.reach(50)
+        with Progress("reading", 10, "B", stream=inside) as other:
+            clock.now += 10
+            other.advance(10)
+    lines = stream.getvalue().splitlines()
+    assert [line.split(" texts")[0] for line in lines] == [
+        "embedding: 20/100",
+        "embedding: 40/100",
+        "embedding: 50/100",
+    ]
+    assert [line.split(":")[0] for line in inside.getvalue().splitlines()] == ["reading", "reading"]
