@@ -33,6 +33,7 @@ from edge_embed.engine.devices import default_threads
 from edge_embed.engine.fits import check_fits, place_layers
 from edge_embed.engine.graph import CBatch, HiddenRows
 from edge_embed.engine.head import read_head
+from edge_embed.engine.loading import PageDropper
 from edge_embed.engine.memory import Memory
 from edge_embed.engine.observe import GraphObserver
 from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
@@ -251,6 +252,8 @@ class LlamaEngine:
         params.use_extra_bufts = use_extra_bufts
         if not mmap:
             params.load_mode = _LOAD_MODE_NONE
+        dropper = PageDropper(c, self._info.path)
+        params.progress_callback = dropper.callback
         first = self._shape(self._limits.n_batch)
         self._gpu_layers = params.n_gpu_layers = place_layers(self._info, first, gpu_layers)
         bindings.last_complaint()

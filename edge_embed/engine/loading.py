@@ -1,0 +1,57 @@
+"""What loading a model keeps in memory: the weights once, not the file beside their copies.
+
+llama.cpp maps the file. Weights that are repacked for faster kernels, or moved to a GPU, are read through the mapping and
+copied, and the pages that were read stay with the process: for most quantized models the whole file a second time.
+They can be read again at any time, so they are given back while the model is loaded. What stays mapped (the embeddings
+of tokens, of which a text needs a few rows) comes back page by page when it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+_MAPS: Final = Path("/proc/self/maps")
+_MADV_DONTNEED: Final = 4  # Linux, asm-generic/mman-common.h
+
+
+def mappings(file: str, maps: Path = _MAPS) -> list[tuple[int, int]]:
+    """Where a file is mapped into this process: ``(address, bytes)``; empty where the system does not say.
+
+    Format of the list: proc_pid_maps(5).
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        inode = os.stat(file).st_ino
+        for line in maps.read_text(errors="replace").splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[4] == str(inode) and fields[5] == os.path.realpath(file):
+                start, _, end = fields[0].partition("-")
+                found.append((int(start, 16), int(end, 16) - int(start, 16)))
+    return found
+
+
+class PageDropper:
+    """A progress callback for ``llama_model_load_from_file`` that gives the file's pages back after each tensor.
+
+    Args:
+        c: the bindings.
+        file: what is loaded.
+    """
+
+    def __init__(self, c: Any, file: str) -> None:
+        self._file = file
+        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        if self._libc is not None:
+            self._libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self.callback = c.llama_progress_callback(self._drop)
+
+    def _drop(self, _progress: float, _data: Any) -> bool:
+        if self._libc is not None:
+            for address, size in mappings(self._file):
+                self._libc.madvise(address, size, _MADV_DONTNEED)
+        return True

@@ -1,0 +1,50 @@
+"""A model's file is not kept in memory beside the copies of its weights."""
+
+from __future__ import annotations
+
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_embed.engine import bindings
+from edge_embed.engine.loading import PageDropper, mappings
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is mapped where")
+
+
+def resident(file: Path) -> int:
+    """Bytes of a file's mappings that are in memory."""
+    total, counting = 0, False
+    for line in Path("/proc/self/smaps").read_text(errors="replace").splitlines():
+        if not line.split(maxsplit=1)[0].endswith(":"):
+            counting = line.endswith(str(file))
+        elif counting and line.startswith("Rss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+@linux
+def test_pages_that_were_read_are_given_back_and_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "a name with spaces.gguf"
+    content = np.random.default_rng(0).integers(0, 256, 1 << 20, dtype=np.uint8).tobytes()
+    path.write_bytes(content)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_PRIVATE) as mapped:
+        assert content == mapped[:]
+        assert [1 << 20] == [size for _, size in mappings(str(path))]
+        assert resident(path) == 1 << 20
+        dropper = PageDropper(bindings.load().c, str(path))
+        assert dropper.callback(0.5, None) is True
+        assert resident(path) == 0
+        assert content == mapped[:]
+
+
+def test_a_file_that_is_not_mapped_or_a_system_that_does_not_say_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(b"x")
+    assert [] == mappings(str(path))
+    assert [] == mappings(str(path), tmp_path / "no such list")
+    assert [] == mappings(str(tmp_path / "no such file"))
+    assert PageDropper(bindings.load().c, str(path)).callback(1.0, None) is True
