@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from edge_embed import keys
 from edge_embed.errors import InvalidOptionError, ModelMissingError, ModelNotFoundError
+from edge_embed.model_shape import Published
 from edge_embed.store import StoredModel, record_of, stored
 
 if sys.version_info >= (3, 11):
@@ -82,6 +83,7 @@ class CatalogueEntry:
         path: the GGUF where it ships with edge-embed, else None.
         ftype: the type of that GGUF, or an empty string.
         size_bytes: size of that GGUF.
+        published: what its memory is computed from before it is here, or None where that was not written down.
     """
 
     name: str
@@ -103,6 +105,7 @@ class CatalogueEntry:
     path: Path | None
     ftype: str
     size_bytes: int
+    published: Published | None
 
     def size(self, ftype: str) -> int:
         """About how many bytes its file has in that type."""
@@ -292,4 +295,5 @@ def _entry(name: str, table: dict[str, Any]) -> CatalogueEntry:
         path=path if shipped else None,
         ftype=table.get("ftype", ""),
         size_bytes=path.stat().st_size if shipped else 0,
+        published=Published(**table["shape"]) if "shape" in table else None,
     )

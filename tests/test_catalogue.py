@@ -45,6 +45,7 @@ SCHEMA: dict[str, tuple[type, bool]] = {
     "instruction_template": (str, False),
     "gated": (bool, False),
     "gguf": (dict, False),
+    "shape": (dict, False),
     "note": (str, False),
     "normalize": (bool, False),
     "file": (str, False),

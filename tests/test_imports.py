@@ -24,7 +24,7 @@ LAYERS = (
     ("model_info", "sources", "tokenizer"),
     ("engine",),
     ("provision",),
-    ("inputs", "jobs", "running"),
+    ("inputs", "jobs", "planning", "running"),
     ("embedder", "reranker"),
     ("registry", "scheduler", "testing", "tokens", "two_stage"),
     ("server",),

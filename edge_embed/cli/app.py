@@ -20,6 +20,7 @@ from edge_embed.cli.convert import convert
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
 from edge_embed.cli.models import list_models, show
+from edge_embed.cli.plan import plan
 from edge_embed.cli.project import project
 from edge_embed.cli.pull import pull
 from edge_embed.cli.quantize import quantize
@@ -139,6 +140,7 @@ for _command in (
     calibrate,
     verify,
     project,
+    plan,
     pull,
     show,
     list_models,

@@ -245,12 +245,28 @@ _callbacks: list[Any] = []  # a ctypes callback must outlive the library's use o
 
 def _capture_log(c: Any) -> None:
     def log(level: int, text: bytes, _: Any) -> None:
+        if _heard and level == 2:  # GGML_LOG_LEVEL_INFO
+            _heard[-1].append(text.decode("utf-8", "replace").strip())
         if level >= 3:  # GGML_LOG_LEVEL_WARN
             with _lock:
                 _complaints.append((level, text.decode("utf-8", "replace").strip()))
 
     _callbacks.append(c.llama_log_callback(log))
     c.llama_log_set(_callbacks[-1], None)
+
+
+_heard: list[list[str]] = []
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[list[str]]:
+    """The lines of information that the library logs inside the block, whatever thread makes it do so."""
+    lines: list[str] = []
+    _heard.append(lines)
+    try:
+        yield lines
+    finally:
+        _heard.remove(lines)
 
 
 def last_complaint() -> str:

@@ -5,11 +5,11 @@ how ggml places them in one buffer. The sums below were found by having the libr
 anything (``simulate.py``), for graphs of many widths, and say which tensors live at the same time:
 
 * attention, before it is computed: queries and keys twice (as they come and as they are rotated), values, and the
-  hidden states; without a cache, keys and values once more as float16;
+  hidden states; where all three come of one product and nothing is cached, keys and values once more as float16;
 * feed-forward: both halves and their product, the hidden states three times, and a hole that the heads left.
 
-For qwen3 and llama they are exact to a percent, for the encoders up to a sixth too much, for qwen2 up to a quarter. A
-test compares them with the library.
+For qwen3 and llama they are exact to a percent, for the encoders to a tenth, for qwen2 up to a quarter too much. A test
+compares them with the library.
 
 Two things differ between main memory and a GPU's. Main memory counts when it is written to: llama.cpp reserves room for
 the logits in its buffer of intermediate results, and where the graph is stopped before them, it is never touched. And a
@@ -18,7 +18,7 @@ GPU has costs that no buffer shows: see ``Device``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edge_embed.engine.shape import ROW, ContextShape
@@ -29,9 +29,11 @@ MIB: Final = 1 << 20
 _KV_BYTES: Final[dict[KvType, float]] = {"f16": 2.0, "q8_0": 34 / 32}  # of a value; ggml-common.h, block_q8_0
 _FLOAT: Final = 4
 # Python with NumPy, the tokenizers' library and llama.cpp loaded. Measured, benchmarks/LOG.md, "Memory planner".
-_BASE: Final = 58 * MIB
-# For each token and each merge: llama.cpp's own vocabulary, and what a tokenizer keeps. Measured likewise.
-_PER_PIECE: Final = 480
+_BASE: Final = 61 * MIB
+# For each token and each merge: llama.cpp's own vocabulary, and what a tokenizer keeps; and what both take while the
+# tokenizer is built, before anything is computed. Measured likewise.
+_PER_PIECE: Final = 330
+_PER_PIECE_LOADING: Final = 530
 _PER_TRIE_TOKEN: Final = 1040  # of a unigram tokenizer, on top
 # Activations are quantized for the product with quantized weights, 34 bytes for 32 values: Q8_0, ggml-common.h.
 _WORK: Final = 34 / 32
@@ -129,7 +131,7 @@ def graph_bytes(model: ModelShape, context: ContextShape, *, cached: bool) -> in
     if cached:
         feed_forward = 3 * model.n_ff + 3 * model.n_embd + heads
     else:
-        attention += 3 * keys // 2
+        attention += 3 * keys // 2 if model.gated else 0
         feed_forward = (3 if model.gated else 1) * model.n_ff + 3 * model.n_embd
     cells = -(-context.n_ctx // ROW) * ROW if cached else tokens
     mask = 2 * cells * tokens * (2 if model.windowed else 1)
@@ -148,7 +150,9 @@ def logits_bytes(model: ModelShape, context: ContextShape, *, cached: bool) -> i
 
 
 def reserved_bytes(model: ModelShape, context: ContextShape, *, cached: bool) -> int:
-    """The buffer of intermediate results as llama.cpp reserves it, on the CPU."""
+    """The buffer of intermediate results as llama.cpp reserves it: for as many tokens of each sequence."""
+    tokens = -(-context.n_ubatch // context.n_seq_max) * context.n_seq_max
+    context = replace(context, n_ubatch=tokens)
     return max(graph_bytes(model, context, cached=cached), logits_bytes(model, context, cached=cached))
 
 
@@ -161,10 +165,16 @@ def cpu_compute_bytes(model: ModelShape, context: ContextShape, *, cached: bool)
     return used + rows + round(_WORK * context.n_ubatch * max(model.n_ff, model.n_embd))
 
 
-def overhead_bytes(model: ModelShape) -> int:
-    """Python, NumPy, libraries and the vocabulary, which llama.cpp and the tokenizer hold once each."""
+def overhead_bytes(model: ModelShape, compute: int = 0) -> int:
+    """Python, NumPy, libraries and the vocabulary, which llama.cpp and the tokenizer hold once each.
+
+    Args:
+        model: the model.
+        compute: intermediate results, which take memory only after what loading took more is free again.
+    """
     trie = _PER_TRIE_TOKEN * model.n_vocab if model.trie else 0
-    return _BASE + _PER_PIECE * (model.n_vocab + model.n_merges) + trie
+    pieces = model.n_vocab + model.n_merges
+    return _BASE + trie + max(_PER_PIECE * pieces, _PER_PIECE_LOADING * pieces - compute)
 
 
 def host_need(
@@ -176,6 +186,7 @@ def host_need(
     device: Device | None = None,
     repacked: float = 0.0,
     mapped: bool = True,
+    n_tokens: int | None = None,
 ) -> Need:
     """What main memory has to hold.
 
@@ -187,22 +198,26 @@ def host_need(
         device: that GPU; its runtime takes main memory, too.
         repacked: share of the layers' weights that the CPU's kernels copy into an order of their own.
         mapped: whether the file is mapped; then its pages are in memory beside such copies.
+        n_tokens: tokens of the largest batch, where that is less than the context holds.
     """
     on_gpu = max(0, gpu_layers - 1)
     n_cpu = model.n_layer - on_gpu
     layers = sum(model.layer_bytes[:n_cpu])
     kept = model.input_bytes + layers + (model.output_bytes if gpu_layers == 0 else 0)
     copies = round(repacked * layers)
+    kv = kv_bytes(model, context.n_ctx, context.kv_type, n_cpu) if cached else 0
+    if n_tokens is not None and context.every_token:
+        context = replace(context, n_ctx=n_tokens, n_ubatch=min(n_tokens, context.n_ubatch))
     if gpu_layers > model.n_layer:
         compute = _FLOAT * context.n_ubatch * model.n_embd  # the embeddings of the tokens
     else:
         compute = cpu_compute_bytes(model, context, cached=cached)
     return Need(
         weights=(model.file_bytes + copies) if mapped else kept,
-        kv=kv_bytes(model, context.n_ctx, context.kv_type, n_cpu) if cached else 0,
+        kv=kv,
         compute=compute,
         output=output_bytes(model, context),
-        overhead=overhead_bytes(model) + (device.host if device is not None and gpu_layers else 0),
+        overhead=overhead_bytes(model, compute) + (device.host if device is not None and gpu_layers else 0),
         reclaimable=(model.file_bytes - kept + copies) if mapped else 0,
     )
 
