@@ -6,9 +6,14 @@
 // time goes to the mask. Here each query's range of keys is looked up in the mask once for all heads; tiles of queries
 // begin and end with the texts, and only blocks of keys that some query of the tile sees are computed.
 //
-// Scores have queries in lanes, so that the largest of them, exponentials and sums need no shuffles. The products with
-// the values have the head's dimensions in lanes. Softmax is computed block by block with a running maximum (Milakov
-// and Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867), in float32 throughout.
+// A tile is some queries of all the heads that share a key head, so that keys and values, which a KV cache holds in half
+// precision, are widened once for all of them; its rows are (query, head) pairs, and a few queries fill the lanes, too.
+// In a KV cache a query may see a prefix that it shares with other texts and its own text, with other texts in between:
+// blocks that no query of a tile sees are skipped wherever they lie.
+//
+// Scores have rows in lanes, so that the largest of them, exponentials and sums need no shuffles. The products with the
+// values have the head's dimensions in lanes. Softmax is computed block by block with a running maximum (Milakov and
+// Gimelshein, "Online normalizer calculation for softmax", arXiv:1805.02867), in float32 throughout.
 //
 // Biases by distance (ALiBi), capped scores, sinks, and a handful of queries are left to ggml.
 
@@ -26,7 +31,10 @@ namespace edge_embed {
 namespace {
 
 constexpr int KEYS = 32;             // keys of a block: their scores stay in the first-level cache
-constexpr int AT_ONCE = LANES / 2;   // keys whose scores are accumulated at a time
+constexpr int AT_ONCE = 8;           // keys whose scores are accumulated at a time
+constexpr int64_t TILE_ROWS = 64;    // rows of a tile, unless one query has more
+constexpr int64_t LARGEST = 256;     // values of a key
+constexpr int64_t STRIDE = LARGEST + 16;  // from a widened key to the next: known to the compiler, no power of two
 constexpr int64_t FEW = 4;           // fewer queries than this leave most lanes empty
 constexpr uint16_t HIDDEN = 0xfc00;  // -infinity in half precision
 
@@ -35,25 +43,29 @@ struct range {
     int32_t first, end;
 };
 
-// One thread's working memory.
+// One thread's working memory. A vector is LANES rows.
 struct scratch {
-    float * query;   // [DK][LANES], scaled
-    float * key;     // [KEYS][DK]
+    float * query;   // [vector][DK][LANES], scaled
+    float * output;  // [vector][LANES][DV]
+    float * key;     // [KEYS][STRIDE]
     float * value;   // [KEYS][DV]
     float * mask;    // [KEYS][LANES]
-    float * score;   // [KEYS][LANES]
-    float * output;  // [LANES][DV]
+    float * score;   // [2 vectors][KEYS][LANES]
+    float * largest; // [vector][LANES]
+    float * total;   // [vector][LANES]
 
-    static size_t size(int64_t dk, int64_t dv) {
-        return (dk * LANES + KEYS * dk + KEYS * dv + 2 * KEYS * LANES + LANES * dv) * sizeof(float);
+    static size_t size(int64_t n_vectors, int64_t dk, int64_t dv) {
+        return (n_vectors * LANES * (dk + dv + 2) + KEYS * (STRIDE + dv) + 3 * KEYS * LANES) * sizeof(float);
     }
-    scratch(float * p, int64_t dk, int64_t dv) {
+    scratch(float * p, int64_t n_vectors, int64_t dk, int64_t dv) {
         query = p;
-        key = query + dk * LANES;
-        value = key + KEYS * dk;
+        output = query + n_vectors * LANES * dk;
+        key = output + n_vectors * LANES * dv;
+        value = key + KEYS * STRIDE;
         mask = value + KEYS * dv;
         score = mask + KEYS * LANES;
-        output = score + KEYS * LANES;
+        largest = score + 2 * KEYS * LANES;
+        total = largest + n_vectors * LANES;
     }
 };
 
@@ -66,7 +78,11 @@ const char * at(const ggml_tensor * x, int64_t i1, int64_t i2, int64_t i3) {
 }
 
 bool hidden(const uint16_t * mask) {
-    return std::all_of(mask, mask + LANES, [](uint16_t m) { return m == HIDDEN; });
+    uint16_t other = 0;
+    for (int i = 0; i < LANES; i++) {
+        other |= (uint16_t) (mask[i] ^ HIDDEN);
+    }
+    return other == 0;
 }
 
 range seen(const uint16_t * mask, int64_t n) {
@@ -86,10 +102,10 @@ range seen(const uint16_t * mask, int64_t n) {
     return { (int32_t) first, (int32_t) end };
 }
 
-// `n` rows as float32, one after another.
-void widen(const ggml_tensor * x, int64_t first, int n, int64_t i2, int64_t i3, float * out) {
+// `n` rows as float32, `stride` apart.
+void widen(const ggml_tensor * x, int64_t first, int n, int64_t i2, int64_t i3, float * out, int64_t stride) {
     const int64_t d = x->ne[0];
-    for (int i = 0; i < n; i++, out += d) {
+    for (int i = 0; i < n; i++, out += stride) {
         const char * row = at(x, first + i, i2, i3);
         if (x->type == GGML_TYPE_F32) {
             memcpy(out, row, d * sizeof(float));
@@ -101,45 +117,40 @@ void widen(const ggml_tensor * x, int64_t first, int n, int64_t i2, int64_t i3, 
     }
 }
 
-// out[d][lane] = scale * q[lane][d]
-void load_queries(const ggml_tensor * q, int64_t first, int n, int64_t i2, int64_t i3, float scale, float * out) {
-    for (int64_t d = 0; d < q->ne[0]; d += LANES) {
-        floats rows[LANES];
-        for (int i = 0; i < LANES; i++) {
-            rows[i] = i < n ? multiply(load((const float *) at(q, first + i, i2, i3) + d), set(scale)) : zero();
-        }
-        transpose(rows);
-        for (int i = 0; i < LANES; i++) {
-            store(out + (d + i) * LANES, rows[i]);
-        }
-    }
-}
-
-// score[key][lane] = key . query
-void multiply_keys(const float * key, const float * query, int n_keys, int64_t dk, float * score) {
+// score[vector][key][lane] = key . query of V vectors
+template <int V> void multiply_keys(const float * key, const float * query, int n_keys, int64_t dk, float * score) {
     for (int k = 0; k < n_keys; k += AT_ONCE) {  // the rows behind the last key hold something, and nobody looks
-        floats sum[AT_ONCE];
+        floats sum[V][AT_ONCE];
         for (auto & s : sum) {
-            s = zero();
+            std::fill(s, s + AT_ONCE, zero());
         }
+        const float * first = key + k * STRIDE;
         for (int64_t d = 0; d < dk; d++) {
-            const floats q = load(query + d * LANES);
+            floats q[V];
+            for (int v = 0; v < V; v++) {
+                q[v] = load(query + (v * dk + d) * LANES);
+            }
             for (int i = 0; i < AT_ONCE; i++) {
-                sum[i] = multiply_add(set(key[(k + i) * dk + d]), q, sum[i]);
+                const floats x = set(first[i * STRIDE + d]);
+                for (int v = 0; v < V; v++) {
+                    sum[v][i] = multiply_add(x, q[v], sum[v][i]);
+                }
             }
         }
-        for (int i = 0; i < AT_ONCE; i++) {
-            store(score + (k + i) * LANES, sum[i]);
+        for (int v = 0; v < V; v++) {
+            for (int i = 0; i < AT_ONCE; i++) {
+                store(score + (v * KEYS + k + i) * LANES, sum[v][i]);
+            }
         }
     }
 }
 
-// output[query] = keep[query] * output[query] + sum of score[key][query] * value[key], for ROWS queries and V vectors
-template <int ROWS, int V>
+// output[row] = keep[row] * output[row] + sum of score[key][row] * value[key], for R rows and V vectors of values
+template <int R, int V>
 void multiply_values(const float * score, const float * value, const float * keep, int n_keys, int64_t dv,
                      float * output) {
-    floats sum[ROWS][V];
-    for (int r = 0; r < ROWS; r++) {
+    floats sum[R][V];
+    for (int r = 0; r < R; r++) {
         for (int v = 0; v < V; v++) {
             sum[r][v] = keep ? multiply(set(keep[r]), load(output + r * dv + v * LANES)) : zero();
         }
@@ -147,33 +158,34 @@ void multiply_values(const float * score, const float * value, const float * kee
     for (int k = 0; k < n_keys; k++) {
         floats x[V];
         for (int v = 0; v < V; v++) {
-            x[v] = load(value + k * dv + v * LANES);
+            x[v] = in_register(load(value + k * dv + v * LANES));
         }
-        for (int r = 0; r < ROWS; r++) {
+        for (int r = 0; r < R; r++) {
             const floats p = set(score[k * LANES + r]);
             for (int v = 0; v < V; v++) {
                 sum[r][v] = multiply_add(p, x[v], sum[r][v]);
             }
         }
     }
-    for (int r = 0; r < ROWS; r++) {
+    for (int r = 0; r < R; r++) {
         for (int v = 0; v < V; v++) {
             store(output + r * dv + v * LANES, sum[r][v]);
         }
     }
 }
 
-void multiply_values(const scratch & s, const float * keep, int n_rows, int n_keys, int64_t dv) {
-    constexpr int ROWS = 4, MOST = LANES / 4;  // 4 x 4 accumulators of 32 registers, or 4 x 2 of 16
-    for (int r = 0; r < n_rows; r += ROWS) {   // LANES rows are there, whatever n_rows is
+void multiply_values(const float * score, const float * value, const float * keep, int n_rows, int n_keys, int64_t dv,
+                     float * output) {
+    constexpr int R = 4, MOST = LANES / 4;  // 4 x 4 accumulators of 32 registers, or 4 x 2 of 16
+    for (int r = 0; r < n_rows; r += R) {   // LANES rows are there, whatever n_rows is
         const float * kept = keep ? keep + r : nullptr;
-        float * out = s.output + r * dv;
+        float * out = output + r * dv;
         int64_t d = 0;
         for (; d + MOST * LANES <= dv; d += MOST * LANES) {
-            multiply_values<ROWS, MOST>(s.score + r, s.value + d, kept, n_keys, dv, out + d);
+            multiply_values<R, MOST>(score + r, value + d, kept, n_keys, dv, out + d);
         }
         for (; d < dv; d += LANES) {
-            multiply_values<ROWS, 1>(s.score + r, s.value + d, kept, n_keys, dv, out + d);
+            multiply_values<R, 1>(score + r, value + d, kept, n_keys, dv, out + d);
         }
     }
 }
@@ -189,30 +201,30 @@ class flash_attention : public ggml::cpu::tensor_traits {
         memcpy(parameters, op->op_params, sizeof(parameters));
         return parameters[1] == 0.0f && parameters[2] == 0.0f && !op->src[4] && q->type == GGML_TYPE_F32 &&
                op->type == GGML_TYPE_F32 && (k->type == GGML_TYPE_F16 || k->type == GGML_TYPE_F32) &&
-               k->type == v->type && q->ne[0] == k->ne[0] && q->ne[0] % LANES == 0 && v->ne[0] % LANES == 0 &&
+               k->type == v->type && q->ne[0] == k->ne[0] && q->ne[0] % LANES == 0 && q->ne[0] <= LARGEST &&
+               v->ne[0] % LANES == 0 &&
                q->nb[0] == sizeof(float) && k->nb[0] == ggml_type_size(k->type) &&
                v->nb[0] == ggml_type_size(v->type) && q->ne[1] >= FEW && k->ne[1] < INT32_MAX &&
                k->ne[1] == v->ne[1] && k->ne[2] == v->ne[2] && k->ne[3] == v->ne[3] &&
-               q->ne[2] % k->ne[2] == 0 && q->ne[3] % k->ne[3] == 0 &&
+               q->ne[2] % k->ne[2] == 0 && q->ne[2] / k->ne[2] <= TILE_ROWS && q->ne[3] % k->ne[3] == 0 &&
                (!mask || (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(uint16_t) && mask->ne[2] == 1 &&
                           mask->ne[0] >= k->ne[1] && mask->ne[1] >= q->ne[1] && q->ne[3] % mask->ne[3] == 0));
     }
 
     bool work_size(int n_threads, const ggml_tensor * op, size_t & size) override {
-        const ggml_tensor * q = op->src[0];
-        size = padded(q->ne[1] * q->ne[3] * sizeof(range)) +
-               n_threads * padded(scratch::size(q->ne[0], op->src[2]->ne[0]));
+        const sizes n(op);
+        size = n.ranges + n_threads * n.scratch;
         return true;
     }
 
     bool compute_forward(ggml_compute_params * params, ggml_tensor * op) override {
         const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
+        const sizes n(op);
         const int64_t n_queries = q->ne[1], n_streams = q->ne[3];
         auto * ranges = (range *) params->wdata;
-        const size_t ranges_size = padded(n_queries * n_streams * sizeof(range));
-        const size_t one = padded(scratch::size(q->ne[0], v->ne[0]));
-        GGML_ASSERT(params->wsize >= ranges_size + params->nth * one);
-        const scratch mine((float *) ((char *) params->wdata + ranges_size + params->ith * one), q->ne[0], v->ne[0]);
+        GGML_ASSERT(params->wsize >= n.ranges + params->nth * n.scratch);
+        const scratch mine((float *) ((char *) params->wdata + n.ranges + params->ith * n.scratch), n.vectors, k->ne[0],
+                           v->ne[0]);
 
         for (int64_t i = params->ith; i < n_queries * n_streams; i += params->nth) {
             ranges[i] = { 0, (int32_t) k->ne[1] };
@@ -231,7 +243,7 @@ class flash_attention : public ggml::cpu::tensor_traits {
             const range * const row = ranges + stream * n_queries;
             for (int64_t first = 0, end; first < n_queries; first = end) {
                 range keys = row[first];
-                for (end = first + 1; end < n_queries && end - first < LANES; end++) {
+                for (end = first + 1; end < n_queries && end - first < n.queries; end++) {
                     if (row[end].first >= keys.end || row[end].end <= keys.first) {
                         break;  // the next text
                     }
@@ -239,7 +251,7 @@ class flash_attention : public ggml::cpu::tensor_traits {
                 }
                 for (int64_t head = 0; head < k->ne[2]; head++, number++) {
                     if (number == drawn) {
-                        tile(op, mine, stream, head, first, (int) (end - first), keys);
+                        tile(op, mine, { stream, head, first, end - first, q->ne[2] / k->ne[2] }, keys);
                         drawn = ggml_threadpool_chunk_add(params->threadpool, 1);
                     }
                 }
@@ -249,91 +261,155 @@ class flash_attention : public ggml::cpu::tensor_traits {
     }
 
   private:
-    // Queries [first, first + n) of all heads that share key head `head`.
-    static void tile(ggml_tensor * op, const scratch & s, int64_t stream, int64_t head, int64_t first, int n,
-                     range keys) {
+    struct sizes {
+        int64_t queries, vectors;  // of a tile, at most
+        size_t ranges, scratch;    // bytes: of all queries' ranges, of one thread's working memory
+
+        explicit sizes(const ggml_tensor * op) {
+            const ggml_tensor * q = op->src[0];
+            const int64_t shared = q->ne[2] / op->src[1]->ne[2];
+            queries = std::max<int64_t>(1, TILE_ROWS / shared);
+            vectors = (queries * shared + LANES - 1) / LANES;
+            ranges = padded(q->ne[1] * q->ne[3] * sizeof(range));
+            scratch = padded(edge_embed::scratch::size(vectors, q->ne[0], op->src[2]->ne[0]));
+        }
+    };
+
+    // Queries [first, first + n) of the `shared` heads that have key head `head`. Row i is query i / shared of them.
+    struct rows {
+        int64_t stream, head, first, n, shared;
+
+        int64_t count() const { return n * shared; }
+        int64_t query(int64_t i) const { return first + i / shared; }
+        int64_t query_head(int64_t i) const { return head * shared + i % shared; }
+        int in_vector(int64_t v) const { return (int) std::min<int64_t>(LANES, count() - v * LANES); }
+    };
+
+    static void tile(ggml_tensor * op, const scratch & s, const rows & r, range keys) {
         const ggml_tensor *q = op->src[0], *k = op->src[1], *v = op->src[2], *mask = op->src[3];
-        const int64_t shared = q->ne[2] / k->ne[2], dk = q->ne[0], dv = v->ne[0];
-        const int64_t kv_stream = stream / (q->ne[3] / k->ne[3]);
-        float scale;
-        memcpy(&scale, op->op_params, sizeof(scale));
-        const bool one_block = keys.end - keys.first <= KEYS;  // then its keys serve all heads
-        bool loaded = false;
-        for (int64_t h = head * shared; h < (head + 1) * shared; h++) {
-            load_queries(q, first, n, h, stream, scale, s.query);
-            floats largest = set(-INFINITY), total = zero();
-            bool begun = false;
-            for (int32_t key = keys.first; key < keys.end; key += KEYS) {
-                const int n_keys = std::min(KEYS, keys.end - key);
-                const int mixed = mask ? read_mask(mask, stream, first, n, key, n_keys, s.mask) : 0;
+        const int64_t dk = q->ne[0], dv = v->ne[0], kv_stream = r.stream / (q->ne[3] / k->ne[3]);
+        const int64_t n_vectors = (r.count() + LANES - 1) / LANES;
+        for (int64_t i = 0; i < n_vectors; i++) {
+            load_queries(op, r, i, s.query + i * LANES * dk);
+            store(s.largest + i * LANES, set(-INFINITY));
+            store(s.total + i * LANES, zero());
+        }
+        bool begun[TILE_ROWS] = {};
+        for (int32_t key = keys.first; key < keys.end; key += KEYS) {
+            const int n_keys = std::min(KEYS, keys.end - key);
+            bool loaded = false;
+            for (int64_t i = 0; i < n_vectors; i++) {
+                const int mixed = mask ? read_mask(mask, r, i, key, n_keys, s.mask) : 0;
                 if (mixed < 0) {
                     continue;
                 }
-                if (!one_block || !loaded) {
-                    widen(k, key, n_keys, head, kv_stream, s.key);
-                    widen(v, key, n_keys, head, kv_stream, s.value);
+                if (!loaded) {
+                    widen(k, key, n_keys, r.head, kv_stream, s.key, STRIDE);
+                    widen(v, key, n_keys, r.head, kv_stream, s.value, dv);
                     loaded = true;
                 }
-                multiply_keys(s.key, s.query, n_keys, dk, s.score);
-                floats top = largest;
-                for (int i = 0; i < n_keys; i++) {
-                    floats x = load(s.score + i * LANES);
-                    if (mixed) {
-                        x = add(x, load(s.mask + i * LANES));
-                        store(s.score + i * LANES, x);
-                    }
-                    top = maximum(x, top);
-                }
-                // A query that has seen no key yet has -infinity here, and -infinity - -infinity is no number.
-                const floats safe = maximum(top, set(-1e30f));
-                floats sum = zero();
-                for (int i = 0; i < n_keys; i++) {
-                    const floats p = exponential(subtract(load(s.score + i * LANES), safe));
-                    store(s.score + i * LANES, p);
-                    sum = add(sum, p);
-                }
+                multiply_keys<1>(s.key, s.query + i * LANES * dk, n_keys, dk, s.score);
                 alignas(64) float keep[LANES];
-                const floats kept = exponential(subtract(maximum(largest, set(-1e30f)), safe));
-                store(keep, kept);
-                total = multiply_add(total, kept, sum);
-                largest = top;
-                multiply_values(s, begun ? keep : nullptr, n, n_keys, dv);
-                begun = true;
+                soften(s.score, mixed ? s.mask : nullptr, n_keys, s.largest + i * LANES, s.total + i * LANES, keep);
+                multiply_values(s.score, s.value, begun[i] ? keep : nullptr, r.in_vector(i), n_keys, dv,
+                                s.output + i * LANES * dv);
+                begun[i] = true;
             }
-            alignas(64) float sums[LANES];
-            store(sums, total);
-            for (int i = 0; i < n; i++) {
-                auto * out = (float *) at(op, h, first + i, stream);
-                if (!begun || sums[i] == 0.0f) {  // sees nothing
-                    memset(out, 0, dv * sizeof(float));
-                    continue;
-                }
-                const floats by = set(1.0f / sums[i]);
-                for (int64_t d = 0; d < dv; d += LANES) {
-                    store(out + d, multiply(load(s.output + i * dv + d), by));
-                }
+        }
+        for (int64_t i = 0; i < r.count(); i++) {
+            auto * out = (float *) ((char *) op->data + r.query_head(i) * op->nb[1] + r.query(i) * op->nb[2] +
+                                    r.stream * op->nb[3]);
+            if (!begun[i / LANES] || s.total[i] == 0.0f) {  // sees nothing
+                memset(out, 0, dv * sizeof(float));
+                continue;
+            }
+            const floats by = set(1.0f / s.total[i]);
+            for (int64_t d = 0; d < dv; d += LANES) {
+                store(out + d, multiply(load(s.output + i * dv + d), by));
             }
         }
     }
 
-    // -1: no query of the tile sees a key of the block; 0: all see all; 1: out[key][lane] is what to add.
-    static int read_mask(const ggml_tensor * mask, int64_t stream, int64_t first, int n, int32_t key, int n_keys,
-                         float * out) {
-        bool all = true, none = true;
+    // out[d][lane] = scale * q[lane][d] of a vector's rows
+    static void load_queries(const ggml_tensor * op, const rows & r, int64_t vector, float * out) {
+        const ggml_tensor * q = op->src[0];
+        float scale;
+        memcpy(&scale, op->op_params, sizeof(scale));
+        const float * row[LANES];
+        const int n = r.in_vector(vector);
         for (int i = 0; i < n; i++) {
-            const auto * row = (const uint16_t *) at(mask, first + i, 0, stream % mask->ne[3]) + key;
-            for (int j = 0; j < n_keys; j++) {
-                all &= row[j] == 0;
-                none &= row[j] == HIDDEN;
+            row[i] = (const float *) at(q, r.query(vector * LANES + i), r.query_head(vector * LANES + i), r.stream);
+        }
+        for (int64_t d = 0; d < q->ne[0]; d += LANES) {
+            floats lanes[LANES];
+            for (int i = 0; i < LANES; i++) {
+                lanes[i] = i < n ? multiply(load(row[i] + d), set(scale)) : zero();
+            }
+            transpose(lanes);
+            for (int i = 0; i < LANES; i++) {
+                store(out + (d + i) * LANES, lanes[i]);
             }
         }
-        if (none || all) {
-            return none ? -1 : 0;
+    }
+
+    // Scores become exponentials of what they are above the largest so far; `keep` is what earlier ones shrink by.
+    static void soften(float * score, const float * mask, int n_keys, float * largest, float * total, float * keep) {
+        floats top = load(largest);
+        for (int i = 0; i < n_keys; i++) {
+            floats x = load(score + i * LANES);
+            if (mask) {
+                x = add(x, load(mask + i * LANES));
+                store(score + i * LANES, x);
+            }
+            top = maximum(x, top);
         }
+        // A query that has seen no key yet has -infinity here, and -infinity - -infinity is no number.
+        const floats safe = maximum(top, set(-1e30f));
+        floats sum = zero();
+        for (int i = 0; i < n_keys; i++) {
+            const floats p = exponential(subtract(load(score + i * LANES), safe));
+            store(score + i * LANES, p);
+            sum = add(sum, p);
+        }
+        const floats kept = exponential(subtract(maximum(load(largest), set(-1e30f)), safe));
+        store(keep, kept);
+        store(total, multiply_add(load(total), kept, sum));
+        store(largest, top);
+    }
+
+    // -1: no row of the vector sees a key of the block; 0: all see all; 1: out[key][lane] is what to add.
+    static int read_mask(const ggml_tensor * mask, const rows & r, int64_t vector, int32_t key, int n_keys, float * out) {
+        const uint16_t * row[LANES];
+        alignas(64) uint16_t padded[LANES][KEYS];  // of a block that is not whole
+        uint16_t other = 0, any = 0;
+        const int n = r.in_vector(vector);
         for (int i = 0; i < n; i++) {
-            const auto * row = (const uint16_t *) at(mask, first + i, 0, stream % mask->ne[3]) + key;
-            for (int j = 0; j < n_keys; j++) {
-                out[j * LANES + i] = row[j] == HIDDEN ? -INFINITY : GGML_CPU_FP16_TO_FP32(row[j]);
+            row[i] = (const uint16_t *) at(mask, r.query(vector * LANES + i), 0, r.stream % mask->ne[3]) + key;
+            if (i > 0 && r.query(vector * LANES + i) == r.query(vector * LANES + i - 1)) {
+                row[i] = row[i - 1];
+                continue;
+            }
+            if (n_keys < KEYS) {
+                std::copy(row[i], row[i] + n_keys, padded[i]);
+                std::fill(padded[i] + n_keys, padded[i] + KEYS, row[i][0]);
+                row[i] = padded[i];
+            }
+            for (int j = 0; j < KEYS; j++) {
+                other |= (uint16_t) (row[i][j] ^ HIDDEN);
+                any |= row[i][j];
+            }
+        }
+        if (other == 0 || any == 0) {
+            return other == 0 ? -1 : 0;
+        }
+        for (int j = 0; j < KEYS; j += LANES) {
+            floats lanes[LANES];
+            for (int i = 0; i < LANES; i++) {
+                lanes[i] = i < n ? load_halves(row[i] + j) : zero();
+            }
+            transpose(lanes);
+            for (int i = 0; i < LANES; i++) {
+                store(out + (j + i) * LANES, lanes[i]);
             }
         }
         return 1;

@@ -11,6 +11,8 @@
 
 #include "ggml-cpu.h"
 
+#include <cstdint>
+#include <cstdio>
 #include <cstring>
 
 #if defined(__linux__)
@@ -33,6 +35,40 @@ ggml::cpu::tensor_traits * product(const ggml_tensor * weights) {
     return vocabulary(weights) ? nullptr : edge_embed::product(weights);
 }
 
+#if defined(__linux__)
+
+// What was repacked is not needed in its file's order again. Where it lies in a mapped file this process lets go of
+// it, so that the weights are not in memory twice; they stay in the page cache. Other memory would lose what it
+// holds, so the kernel is asked what this is.
+void let_go(const void * data, size_t size) {
+    FILE * maps = fopen("/proc/self/maps", "re");
+    char line[512];
+    while (maps && fgets(line, sizeof(line), maps)) {
+        unsigned long begin, end, inode;
+        char access[5];
+        if (sscanf(line, "%lx-%lx %4s %*s %*s %lu", &begin, &end, access, &inode) == 4 && begin <= (uintptr_t) data &&
+            (uintptr_t) data + size <= end) {
+            if (inode && access[1] == '-') {  // a file, and not to be written
+                const uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE);
+                const uintptr_t from = GGML_PAD((uintptr_t) data, page), to = ((uintptr_t) data + size) / page * page;
+                if (from < to) {
+                    madvise((void *) from, to - from, MADV_DONTNEED);
+                }
+            }
+            break;
+        }
+    }
+    if (maps) {
+        fclose(maps);
+    }
+}
+
+#else
+
+void let_go(const void *, size_t) {}
+
+#endif
+
 ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
     tensor->extra = product(tensor);
     return tensor->extra ? GGML_STATUS_SUCCESS : GGML_STATUS_FAILED;  // supports_op lets no other tensor come here
@@ -41,26 +77,12 @@ ggml_status init_tensor(ggml_backend_buffer_t, ggml_tensor * tensor) {
 void set_tensor(ggml_backend_buffer_t, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     GGML_ASSERT(offset == 0 && size == ggml_nbytes(tensor) && tensor->extra);
     edge_embed::repack(tensor, data);
-}
-
-// Asks for 2 MB pages: fewer faults while loading, and the processor reads ahead within a page only.
-void huge_pages(void * data, size_t size) {
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    const uintptr_t page = (uintptr_t) sysconf(_SC_PAGESIZE);
-    const uintptr_t begin = GGML_PAD((uintptr_t) data, page), end = ((uintptr_t) data + size) / page * page;
-    if (begin < end) {
-        madvise((void *) begin, end - begin, MADV_HUGEPAGE);  // where it cannot be had, nothing is lost
-    }
-#else
-    GGML_UNUSED(data);
-    GGML_UNUSED(size);
-#endif
+    let_go(data, size);
 }
 
 ggml_backend_buffer_t alloc_buffer(ggml_backend_buffer_type_t type, size_t size) {
     ggml_backend_buffer_t buffer = ggml_backend_buft_alloc_buffer(ggml_backend_cpu_buffer_type(), size);
     if (buffer) {
-        huge_pages(ggml_backend_buffer_get_base(buffer), size);
         buffer->buft = type;
         buffer->iface.init_tensor = init_tensor;
         buffer->iface.set_tensor = set_tensor;

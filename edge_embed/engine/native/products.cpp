@@ -16,8 +16,8 @@
 // On processors without VNNI there is nothing here. See hook.cpp for the way from ggml.
 
 #include "ggml-cpu-impl.h"
-#include "kernels.h"
 #include "formats.h"
+#include "kernels.h"
 
 #include <algorithm>
 #include <cmath>
@@ -28,10 +28,10 @@
 namespace edge_embed {
 namespace {
 
-// Groups of rows and tokens at a time. 2 x 6 sums and as many totals take 24 of 32 registers; a processor that loads
-// one vector per cycle would wait for loads with 1 x 12.
+// Groups of rows and tokens at a time: 2 x 6 sums and as many totals in 32 registers, or 2 x 3 in 16. One activation
+// then serves two vectors of weights, and an unpacked vector of weights all tokens of the tile.
 constexpr int GROUPS = 2;
-constexpr int TILE = LANES == 16 ? 6 : 2;
+constexpr int TILE = LANES == 16 ? 6 : 3;
 constexpr size_t RUN = 384 * 1024;          // bytes of activations that are walked at a time
 constexpr int64_t UNIT = 8;                 // blocks that a thread quantizes at a time
 
@@ -292,15 +292,11 @@ template <class F> class traits : public ggml::cpu::tensor_traits {
 
     // The narrowest for so many tokens; what it computes beyond them is thrown away.
     template <int G> static decltype(&products<F, G, TILE>) kernel(int n) {
-        if constexpr (TILE > 4) {
-            if (n > 4) {
-                return products<F, G, TILE>;
-            }
+        if (n > 4) {
+            return products<F, G, TILE>;
         }
-        if constexpr (TILE > 2) {
-            if (n > 2) {
-                return products<F, G, 4>;
-            }
+        if (n > 2) {
+            return products<F, G, std::min(TILE, 4)>;
         }
         return n == 2 ? products<F, G, 2> : products<F, G, 1>;
     }

@@ -114,6 +114,12 @@ inline void transpose(floats (&r)[8]) {
 
 #endif
 
+// Keeps the compiler from reading it from memory again in each instruction that uses it.
+inline floats in_register(floats x) {
+    asm("" : "+v"(x));
+    return x;
+}
+
 }  // namespace edge_embed
 
 #endif
