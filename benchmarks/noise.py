@@ -28,7 +28,7 @@ from benchmarks.parity_cases import EMBED_TEMPLATE, INSTRUCTIONS
 from edge_embed import Embedder
 from edge_embed.catalogue import resolve
 from edge_embed.convert import convert
-from edge_embed.convert.requantize import quantize
+from edge_embed.convert.quantize import quantize
 from edge_embed.engine import bindings
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.llama import LlamaEngine

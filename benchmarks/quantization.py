@@ -22,9 +22,9 @@ from benchmarks.metrics import original_vectors, retrieval, sts_spearman
 from edge_embed import Embedder
 from edge_embed.convert import FTYPES, convert
 from edge_embed.convert.calibrate import calibrate
-from edge_embed.convert.calibration_texts import TEXTS
-from edge_embed.convert.recipe import Target, quantize_to_targets
-from edge_embed.convert.requantize import quantize
+from edge_embed.convert.calibrate.texts import TEXTS
+from edge_embed.convert.quantize import quantize
+from edge_embed.convert.recipe import Measuring, Target, quantize_to_targets
 
 SIZES = ("q4_0", "q4_k_m", "q5_k_m", "q8_0")  # whose sizes the recipes get
 COSINES = (0.99, 0.999)
@@ -95,9 +95,8 @@ def _files(checkpoint: Path, folder: Path, texts: list[str], threads: int) -> di
             made = {name: path for name, path in made.items() if "size" in name}
         missing = [(path, targets[name.removesuffix(suffix)]) for name, path in made.items() if not path.exists()]
         if missing:
-            quantize_to_targets(
-                exact, missing, texts=texts, imatrix=matrix, threads=threads, log=lambda s: print(s, file=sys.stderr)
-            )
+            how = Measuring(texts, imatrix=matrix, threads=threads, log=lambda s: print(s, file=sys.stderr))
+            quantize_to_targets(exact, missing, how)
         files |= made
     return files
 

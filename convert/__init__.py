@@ -5,9 +5,10 @@ The converter shares only the GGUF file, its key names and the exceptions with t
 
 from __future__ import annotations
 
-from .adapter import convert_adapter
-from .convert import ConversionReport, TensorReport, convert
-from .quantize import RECIPES
+from .blocks.types import RECIPES
+from .convert import convert
+from .lora.adapter import convert_adapter
+from .writing import ConversionReport, TensorReport
 
 FTYPES: tuple[str, ...] = tuple(RECIPES)
 

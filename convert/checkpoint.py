@@ -178,7 +178,7 @@ class Weights:
             raise CheckpointError(f"{ref.file}: cannot be read: {error}") from error
         if n_read != len(data):
             raise CheckpointError(f"{ref.file}: ended inside tensor {ref.name!r}")
-        values = _widen(data, ref.dtype).reshape(count, ref.n_cols)
+        values = widen(data, ref.dtype).reshape(count, ref.n_cols)
         if not np.isfinite(values).all():
             row = first + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
             raise CheckpointError(f"{ref.file}: tensor {ref.name!r} has NaN or infinity in row {row}")
@@ -339,7 +339,8 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and len(value) <= 8 and all(type(v) is int and 0 <= v < 2**48 for v in value)
 
 
-def _widen(data: bytearray, dtype: str) -> Float32Array:
+def widen(data: bytes | bytearray, dtype: str) -> Float32Array:
+    """Little-endian numbers of a dtype of ``READABLE`` as float32 ``[n]``, exactly; a view of ``data`` for F32."""
     if dtype == "F32":
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
     if dtype == "F16":

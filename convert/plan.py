@@ -15,22 +15,13 @@ from edge_embed import keys
 from edge_embed.types import Pooling
 
 from .architectures import family_of
-from .architectures.family import (
-    Family,
-    Hyper,
-    KeyValue,
-    PlannedTensor,
-    SkippedTensor,
-    flag,
-    plan_tensors,
-    text,
-    uint,
-)
+from .architectures.family import Family, Hyper, PlannedTensor, SkippedTensor, plan_tensors
 from .checkpoint import Checkpoint, Fields
+from .container.entries import KeyValue, flag, text, uint
 from .dense import plan_dense
-from .lora import MergedCheckpoint
+from .lora.merge import MergedCheckpoint
 from .modules import Modules, Settings, read_modules, read_settings
-from .reranker import Head, read_head, with_head
+from .reranker import Head, head_source, read_head, with_head
 from .vocab import Vocabulary, read_vocabulary
 
 _POOLING_TYPES: dict[Pooling, int] = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}  # llama.h
@@ -97,8 +88,13 @@ def opened_plan(
         dense = plan_dense(family.arch, modules.dense, hyper.n_embd)
         tensors += dense.tensors
         vocabulary = read_vocabulary(checkpoint, family.tokenizer, hyper.n_rows)
+        source = None
         if head is not None:
-            tensors, skipped, vocabulary = with_head(head, family, checkpoint, tensors, skipped, vocabulary)
+            source = head_source(head, family, checkpoint)
+            tensors, skipped, vocabulary = with_head(head, family, checkpoint, source, tensors, skipped, vocabulary)
+        left_out: tuple[str, ...] = ()
+        if isinstance(checkpoint, MergedCheckpoint):
+            left_out = checkpoint.left_out(skipped, None if source is None else source.name)
         settings = read_settings(
             folder,
             modules,
@@ -131,7 +127,7 @@ def opened_plan(
                 *dense.key_values,
                 *_own(settings),
             ),
-            notes=checkpoint.notes + hyper.notes + dense.notes + settings.notes + vocabulary.notes,
+            notes=left_out + checkpoint.notes + hyper.notes + dense.notes + settings.notes + vocabulary.notes,
         )
 
 

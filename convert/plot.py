@@ -12,8 +12,8 @@ from edge_embed.errors import InvalidOptionError, OutputFileError
 if TYPE_CHECKING:
     from edge_embed.projection import Cost
 
-    from .measure import Figures
     from .recipe import Point
+    from .recipe.measure import Figures
 
 
 def require(path: Path) -> None:

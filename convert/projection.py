@@ -19,9 +19,9 @@ from edge_embed.gguf_header import GgufHeader
 from edge_embed.projection import Projection
 from edge_embed.projection_file import MEAN, TYPE, WEIGHT, model_key
 
-from .architectures.family import KeyValue, text, uint
-from .container import GGUFOutput, TensorInfo
-from .container_raw import encode_entry, encode_floats, encode_head, read_entries
+from .container.entries import KeyValue, text, uint
+from .container.output import GGUFOutput, OutputTensor
+from .container.raw import encode_entry, encode_floats, encode_head, read_entries
 
 _CHUNK = 1 << 20
 
@@ -40,7 +40,7 @@ def write_beside(path: Path, projection: Projection, model: GgufHeader) -> None:
         *_settings(projection),
     ]
     tables = [(WEIGHT, projection.weight)] + ([(MEAN, projection.mean)] if projection.centered else [])
-    infos = [TensorInfo(name, values.shape, Kind.F32, values.nbytes) for name, values in tables]
+    infos = [OutputTensor(name, values.shape, Kind.F32, values.nbytes) for name, values in tables]
     with GGUFOutput(path, "", (), infos, head=encode_head(list(map(encode_entry, entries)), infos)) as file:
         for _, values in tables:
             file.write(values.astype("<f4", copy=False).tobytes())
@@ -75,7 +75,7 @@ def write_inside(
     alignment = int(model.metadata.get("general.alignment", 32))
     data_at = -(-(table_at + n_table) // alignment) * alignment
     n_data = model.size_bytes - data_at
-    space = [TensorInfo("data", (), Kind.F32, n_data)]  # so that a full disk is noticed before it is
+    space = [OutputTensor("data", (), Kind.F32, n_data)]  # so that a full disk is noticed before it is
     try:
         with model.path.open("rb") as source, GGUFOutput(path, "", (), space, head=b"") as file:
             start = source.read(8)

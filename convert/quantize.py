@@ -1,280 +1,220 @@
-"""Which type each tensor gets, and rows of float32 into bytes of that type.
+"""A GGUF into a GGUF of another type, tensor by tensor in bounded memory, with all of its metadata.
 
-Knows the named types (``q4_k_m`` and so on), llama.cpp's mixes and fall-backs, and how to run chunks of rows
-on threads in order. Knows nothing of checkpoints or files. The mixes follow ``llama_tensor_get_type_impl`` and
-``tensor_type_fallback`` in llama.cpp's src/llama-quant.cpp (commit 0c1e57098) for dense models of fewer than 80
-layers; a test holds every type against ``llama_model_quantize``, byte for byte, with and without an importance matrix.
+The metadata is copied as the bytes that it is stored in, save what is no longer true: the file type, the recipe, the
+fall-backs, figures of a verification. So a file quantized from the float32 GGUF of a checkpoint is, byte for byte,
+the file that converting the checkpoint without a verification gives.
 """
 
 from __future__ import annotations
 
-import re
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-import numpy as np
-from gguf import GGML_QUANT_SIZES, LlamaFileType
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 
-from edge_embed.errors import CheckpointError, InvalidOptionError
+from edge_embed import keys
+from edge_embed.errors import InvalidOptionError
+from edge_embed.gguf_header import TensorInfo
 from edge_embed.types import Float32Array
 
-from . import ggml
+from .blocks import ggml
+from .blocks.rows import encode_rows, tensor_bytes
+from .blocks.types import EXACT, Recipe, TensorType, Traits, is_quantizable, override_notes, recipe_named, tensor_type
+from .calibrate.imatrix import ImportanceMatrix, read_imatrix, weights_for
+from .checkpoint import Progress
+from .container.entries import KeyValue, text, texts, uint
+from .container.output import GGUFOutput, OutputTensor
+from .container.raw import encode_head, file_size, replace_entries
+from .gguf_source import GGUFSource, kind_of
+from .writing import ConversionReport, TensorSource, fallback_lines, make_report, output_path, write_tensors
 
-# The largest finite value; a larger float32 would be rounded to infinity.
-_LARGEST = {Kind.F16: 65504.0, Kind.BF16: float.fromhex("0x1.fep127")}
-# No block type reaches so far (Q6_K: 65504 * 128 * 32 = 2.7e8). The K-quants' searches cube the values, and write
-# zeros where that overflows.
-_LARGEST_IN_BLOCK = 1e9
-CHUNK_VALUES = 2**20  # values per job: 4 MiB of float32, small against a model and large against a call's cost
-NEVER_QUANTIZED = ("position_embd.weight", "token_types.weight")  # small, and llama.cpp adds them in float32
-
-TABLES = ("token_embd.weight", "output.weight")  # of the vocabulary
-# llama.cpp quantizes the head of a cross-encoder like any matrix. It is small and decides the score: at least F16.
-HEAD = re.compile(r"cls(\.output)?\.weight")
-
-OVERRIDE_KINDS = (
-    *("F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0"),
-    *("Q4_K", "IQ4_XS", "IQ4_NL", "Q4_1", "Q4_0", "Q3_K"),
-)
-_FALLBACK = {
-    Kind.Q3_K: Kind.Q4_0,
-    Kind.IQ4_XS: Kind.IQ4_NL,
-    Kind.Q4_K: Kind.Q5_0,
-    Kind.Q5_K: Kind.Q5_1,
-    Kind.Q6_K: Kind.Q8_0,
-}
-_EXACT = (Kind.F32, Kind.F16, Kind.BF16)
+_NO_LONGER_TRUE = (keys.FALLBACKS, keys.MEASURED, "general.alignment")  # written anew where they hold
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
-    """A named file type.
+class OutputPlan:
+    """What a file will be, before any of it is written.
 
     Attributes:
-        name: as a caller writes it, lower case.
-        default: the type of a weight matrix that no rule names.
-        file_type: ``general.file_type``.
-        token_embd: the type of the token embeddings. llama.cpp treats them as the output matrix of a model
-            with tied embeddings and gives them Q6_K beside every smaller type. So does this table, and for
-            untied models too: a row is looked up, never multiplied, so the extra bits cost no time, and their
-            error would enter every layer.
-        overrides: a regular expression, searched for in a tensor's name, and the type that such a matrix gets
-            instead; the first that matches counts.
-        chosen: tensor name -> type, where each was chosen by measurement; no rule is then looked at.
+        source: what it is made of.
+        recipe: the types that were asked for.
+        types: the type of each tensor, in the source's order.
+        weights: importance of the columns, by tensor.
+        notes: what should be known, one sentence each.
+        head: everything in front of the tensors' data.
+        infos: the table of tensors.
     """
 
-    name: str
-    default: Kind
-    file_type: LlamaFileType
-    token_embd: Kind
-    overrides: tuple[tuple[str, Kind], ...] = ()
-    chosen: Mapping[str, Kind] = field(default_factory=dict)
+    source: GGUFSource
+    recipe: Recipe
+    types: tuple[TensorType, ...]
+    weights: Mapping[str, Float32Array]
+    notes: tuple[str, ...]
+    head: bytes
+    infos: tuple[OutputTensor, ...]
 
     @property
-    def label(self) -> str:
-        """What was asked for, e.g. ``q8_0`` or ``q8_0 attn_v=f16``."""
-        return " ".join([self.name, *(f"{pattern}={kind.name.lower()}" for pattern, kind in self.overrides)])
+    def size_bytes(self) -> int:
+        """Size of the file."""
+        return file_size(self.head, self.infos)
 
 
-@dataclass(frozen=True, slots=True)
-class TensorType:
-    """What a tensor becomes: the type that the recipe asked for, the one it got, and why where they differ."""
-
-    asked: Kind
-    got: Kind
-    why: str = ""
-
-
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe("f32", Kind.F32, LlamaFileType.ALL_F32, Kind.F32),
-        Recipe("f16", Kind.F16, LlamaFileType.MOSTLY_F16, Kind.F16),
-        Recipe("bf16", Kind.BF16, LlamaFileType.MOSTLY_BF16, Kind.BF16),
-        Recipe("q8_0", Kind.Q8_0, LlamaFileType.MOSTLY_Q8_0, Kind.Q8_0),
-        Recipe("q6_k", Kind.Q6_K, LlamaFileType.MOSTLY_Q6_K, Kind.Q6_K),
-        Recipe("q5_k_m", Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, Kind.Q6_K),
-        Recipe("q5_k_s", Kind.Q5_K, LlamaFileType.MOSTLY_Q5_K_S, Kind.Q6_K),
-        Recipe("q4_k_m", Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_M, Kind.Q6_K),
-        Recipe("q4_k_s", Kind.Q4_K, LlamaFileType.MOSTLY_Q4_K_S, Kind.Q6_K),
-        Recipe("iq4_xs", Kind.IQ4_XS, LlamaFileType.MOSTLY_IQ4_XS, Kind.Q6_K),
-        Recipe("q4_0", Kind.Q4_0, LlamaFileType.MOSTLY_Q4_0, Kind.Q6_K),
-        Recipe("q3_k_m", Kind.Q3_K, LlamaFileType.MOSTLY_Q3_K_M, Kind.Q6_K),
-    )
-}
-
-
-def recipe_named(name: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
-    """The recipe of that name in any case, with other types for some tensors.
-
-    Raises:
-        InvalidOptionError: an unknown type, or a pattern that is no regular expression.
-    """
-    recipe = RECIPES.get(name.lower())
-    if recipe is None:
-        raise InvalidOptionError(f"unknown type {name!r}", hint=f"one of: {', '.join(RECIPES)}")
-    checked = []
-    for pattern, kind in overrides:
-        if kind.upper() not in OVERRIDE_KINDS:
-            known = ", ".join(kind.lower() for kind in OVERRIDE_KINDS)
-            raise InvalidOptionError(f"unknown tensor type {kind!r} for {pattern!r}", hint=f"one of: {known}")
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InvalidOptionError(f"{pattern!r} is not a regular expression: {error}") from None
-        checked.append((pattern, Kind[kind.upper()]))
-    return replace(recipe, overrides=tuple(checked))
-
-
-@dataclass(frozen=True, slots=True)
-class Traits:
-    """What the mixes look at beside a tensor's name.
-
-    Attributes:
-        n_layer: layers of the model.
-        n_gqa: query heads that share one key/value head; 1 where each has its own.
-        imatrix: whether an importance matrix is used.
-    """
-
-    n_layer: int
-    n_gqa: int = 1
-    imatrix: bool = False
-
-
-def is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor of a GGUF with that name and row-major shape is a weight matrix, which a type is chosen for."""
-    return (
-        int(np.prod(shape[:-1], dtype=np.int64)) > 1  # ggml counts a matrix of one row as a vector
-        and name.endswith(".weight")
-        and not name.endswith("_norm.weight")
-        and name not in NEVER_QUANTIZED
-    )
-
-
-def tensor_type(recipe: Recipe, name: str, shape: tuple[int, ...], traits: Traits) -> TensorType:
-    """The type of a tensor of a GGUF with that name and row-major shape."""
-    if not is_quantizable(name, shape):
-        return TensorType(Kind.F32, Kind.F32)
-    if name in recipe.chosen:
-        return fitting(recipe.chosen[name], shape[-1])
-    asked = recipe.token_embd if name in TABLES else _mixed(recipe, name, traits)
-    if HEAD.fullmatch(name) and asked not in _EXACT:
-        asked = Kind.F16
-    asked = next((kind for pattern, kind in recipe.overrides if re.search(pattern, name)), asked)
-    return fitting(asked, shape[-1])
-
-
-def override_notes(recipe: Recipe, names: Iterable[str]) -> tuple[str, ...]:
-    """A sentence for each of the recipe's patterns that is found in no matrix's name, most likely a slip of the pen."""
-    known = list(names)
-    return tuple(
-        f"{pattern}={kind.name.lower()} changes nothing: no matrix has such a name"
-        for pattern, kind in recipe.overrides
-        if not any(re.search(pattern, name) for name in known)
-    )
-
-
-def fitting(asked: Kind, n_cols: int) -> TensorType:
-    """That type, or the one that llama.cpp falls back to where the rows do not divide into its blocks."""
-    block = GGML_QUANT_SIZES[asked][0]
-    if n_cols % block == 0:
-        return TensorType(asked, asked)
-    why = f"rows of {n_cols} do not divide by {block}"
-    smaller = _FALLBACK.get(asked, asked)
-    if n_cols % GGML_QUANT_SIZES[smaller][0]:
-        smaller = Kind.F16
-    return TensorType(asked, smaller, why)
-
-
-def _mixed(recipe: Recipe, name: str, traits: Traits) -> Kind:
-    """The M and S mixes: more bits where llama.cpp found that they matter, attn_v and ffn_down of some layers."""
-    match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
-    if match is None:
-        return recipe.default
-    layer, part, n_layer = int(match[1]), match[2], traits.n_layer
-    if part == "attn_qkv":  # counts as attn_v
-        part = "attn_v"
-    eighth = n_layer // 8
-    more = layer < eighth or layer >= 7 * n_layer // 8 or (layer - eighth) % 3 == 2
-    if recipe.name in ("q4_k_m", "q5_k_m") and part in ("attn_v", "ffn_down") and more:
-        return Kind.Q6_K
-    if recipe.name == "q4_k_s" and ((part == "attn_v" and layer < 4) or (part == "ffn_down" and layer < eighth)):
-        return Kind.Q5_K
-    if recipe.name == "q3_k_m" and part in ("attn_v", "ffn_down", "attn_output"):
-        first = {"attn_v": 2, "ffn_down": n_layer // 16, "attn_output": 0}[part]
-        return Kind.Q5_K if layer < first else Kind.Q4_K
-    if recipe.name == "iq4_xs" and part == "attn_v" and traits.n_gqa >= 4:
-        return Kind.Q5_K
-    if recipe.name == "iq4_xs" and part == "ffn_down" and layer < eighth and not traits.imatrix:
-        return Kind.Q5_K
-    if recipe.name == "q4_0" and part == "ffn_down" and layer < eighth and traits.imatrix:
-        return Kind.Q4_1
-    return recipe.default
-
-
-def tensor_bytes(kind: Kind, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor of that type and row-major shape."""
-    block, size = GGML_QUANT_SIZES[kind]
-    return int(np.prod(shape, dtype=np.int64)) // block * size
-
-
-def encode_rows(values: Float32Array, kind: Kind, where: str, importance: Float32Array | None = None) -> bytes:
-    """Finite float32 ``[n_rows, n_cols]`` as little-endian bytes of that type, rounded to nearest even.
+def quantize(
+    source: Path | str,
+    output: Path | str | None = None,
+    *,
+    ftype: str | Recipe = "q8_0",
+    overrides: Sequence[tuple[str, str]] = (),
+    imatrix: Path | str | None = None,
+    allow_requantize: bool = False,
+    threads: int = 2,
+    progress: Progress | None = None,
+) -> ConversionReport:
+    """Write a GGUF again with another type.
 
     Args:
-        values: the rows, C-contiguous.
-        kind: one that the rows divide into.
-        where: the file and the tensor, for messages.
-        importance: float32 ``[n_cols]`` from an importance matrix, used by block types.
+        source: a GGUF of an architecture that is converted, F32, F16 or BF16.
+        output: file to write, or a folder for it; ``<name>-<TYPE>.gguf`` in the working directory by default.
+            An existing file is replaced, and only by a whole one.
+        ftype: as for ``convert``.
+        overrides: as for ``convert``.
+        imatrix: an importance matrix for this model.
+        allow_requantize: take a source that is quantized already, whose errors then add to the new ones.
+        threads: how many threads quantize.
+        progress: called with (bytes of the source done, bytes in all, tensor's name).
 
     Raises:
-        CheckpointError: a value or a block's scale does not fit the type.
+        ModelNotFoundError, ModelFileError: no such file, or not a sound GGUF.
+        UnsupportedCheckpointError: not a whole model of a known architecture.
+        CheckpointError: a value is not finite or does not fit, or the importance matrix is of another model.
+        InvalidOptionError: an unknown type, or a source that is quantized already.
+        OutputFileError: the file cannot be written.
+        EngineUnavailableError: ggml's quantizers are missing.
     """
-    if kind == Kind.F32:
-        return values.astype("<f4", copy=False).tobytes()
-    largest = float(np.abs(values).max(initial=0.0))
-    if largest > _LARGEST.get(kind, _LARGEST_IN_BLOCK):
-        raise CheckpointError(
-            f"{where} has a value of magnitude {largest:g}, which {kind.name} cannot hold",
-            hint="convert to bf16 or f32, which reach further",
-        )
-    if kind == Kind.BF16:
-        bits = values.view(np.uint32)
-        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2").tobytes()
-    if kind == Kind.F16:
-        return values.astype("<f2").tobytes()
-    data = ggml.quantize(values, kind, importance)
-    if data is None:
-        raise CheckpointError(
-            f"{where} has blocks whose scale overflows the float16 of {kind.name}",
-            hint="convert to bf16 or f32, which reach further",
-        )
-    return data
+    recipe = ftype if isinstance(ftype, Recipe) else recipe_named(ftype, overrides)
+    if threads < 1:
+        raise InvalidOptionError(f"threads is {threads}, expected 1 or more")
+    matrix = None if imatrix is None else read_imatrix(imatrix)
+    with GGUFSource(source) as opened:
+        plan = plan_file(opened, recipe, matrix, allow_requantize=allow_requantize)
+        path = output_path(output, f"{opened.name}-{recipe.name.upper()}.gguf".replace("/", "-"))
+        return write_file(plan, path, threads=threads, progress=progress)
 
 
-def chunks(n_rows: int, n_cols: int) -> Iterator[tuple[int, int]]:
-    """``(first, count)`` of chunks of whole rows, about ``CHUNK_VALUES`` values each."""
-    count = max(1, CHUNK_VALUES // max(1, n_cols))
-    for first in range(0, n_rows, count):
-        yield first, min(count, n_rows - first)
+def plan_file(
+    source: GGUFSource,
+    recipe: Recipe,
+    matrix: ImportanceMatrix | None = None,
+    *,
+    allow_requantize: bool = False,
+    extra: Sequence[KeyValue] = (),
+) -> OutputPlan:
+    """Decide every tensor's type, and what the metadata will say; ``extra`` entries are added to it.
 
-
-def in_order(jobs: Iterable[Callable[[], bytes]], threads: int) -> Generator[bytes, None, None]:
-    """Run jobs on threads and yield their results in the jobs' order, with a bounded number in flight.
-
-    The first exception in that order is raised; jobs not yet begun are dropped.
+    Raises:
+        InvalidOptionError: a tensor would be quantized twice, and that was not allowed.
+        CheckpointError: the importance matrix is of another model.
+        EngineUnavailableError: ggml's quantizers are missing.
     """
-    waiting: deque[Future[bytes]] = deque()
-    pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="quantize")
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(job))
-            if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    traits = Traits(source.traits.n_layer, source.traits.n_gqa, matrix is not None)
+    types = tuple(_type_of(recipe, tensor, traits) for tensor in source.tensors)
+    twice = [
+        (tensor, kind)
+        for tensor, kind in zip(source.tensors, types, strict=True)
+        if kind_of(tensor) not in EXACT and kind_of(tensor) != kind.got
+    ]
+    notes: tuple[str, ...] = ()
+    if twice:
+        tensor, kind = twice[0]
+        changes = f"{len(twice)} tensors ({tensor.name} from {tensor.type_name} to {kind.got.name}, ...)"
+        if not allow_requantize:
+            raise InvalidOptionError(
+                f"{source.path} is quantized already, and {changes} would be quantized a second time",
+                hint="quantize the F32, F16 or BF16 file, or convert the checkpoint; allow_requantize "
+                "(--allow-requantize) does it all the same: the errors of both types add up",
+            )
+        notes = (f"{changes} were quantized a second time: the errors of both types add up",)
+    names = [tensor.name for tensor in source.tensors]
+    used = [
+        (tensor.name, tensor.shape[0], kind.got)
+        for tensor, kind in zip(source.tensors, types, strict=True)
+        if kind_of(tensor) != kind.got
+    ]
+    weights, weight_notes = weights_for(matrix, used)
+    for kind_needed in sorted({kind for _, _, kind in used if GGML_QUANT_SIZES[kind][0] > 1}):
+        ggml.prepare(kind_needed)
+    infos = tuple(
+        OutputTensor(tensor.name, tensor.shape[::-1], kind.got, tensor_bytes(kind.got, tensor.shape[::-1]))
+        for tensor, kind in zip(source.tensors, types, strict=True)
+    )
+    used_matrix = matrix if weights else None
+    head = encode_head(_metadata(source, recipe, fallback_lines(names, types), used_matrix, extra), infos)
+    notes += weight_notes + override_notes(
+        recipe, [info.name for info in infos if is_quantizable(info.name, info.shape)]
+    )
+    return OutputPlan(source, recipe, types, weights, notes, head, infos)
+
+
+def write_file(plan: OutputPlan, path: Path, *, threads: int = 2, progress: Progress | None = None) -> ConversionReport:
+    """Write what was planned, whole or not at all.
+
+    Raises:
+        CheckpointError: a value is not finite or does not fit its type.
+        OutputFileError: the file cannot be written.
+    """
+    started = time.perf_counter()
+    source = plan.source
+    sources = [
+        TensorSource(info, tensor.n_bytes, partial(_encoded, plan, tensor, info.kind))
+        for tensor, info in zip(source.tensors, plan.infos, strict=True)
+    ]
+    with GGUFOutput(path, source.arch, (), plan.infos, head=plan.head) as file:
+        write_tensors(file, sources, threads=threads, progress=progress)
+    return make_report(
+        path, source.arch, source.name, plan.recipe, plan.infos, plan.types, (), plan.notes, file, started
+    )
+
+
+def _encoded(plan: OutputPlan, tensor: TensorInfo, kind: Kind, first: int, count: int) -> bytes:
+    """Rows of a tensor of the source: as they are stored where the type stays, else encoded anew."""
+    source = plan.source
+    if kind_of(tensor) == kind:
+        return source.bytes_of(tensor, first, count)
+    where = f"{source.path}: tensor {tensor.name!r}"
+    return encode_rows(source.rows(tensor, first, count), kind, where, plan.weights.get(tensor.name))
+
+
+def _type_of(recipe: Recipe, tensor: TensorInfo, traits: Traits) -> TensorType:
+    shape = tensor.shape[::-1]
+    if not is_quantizable(tensor.name, shape):
+        return TensorType(kind_of(tensor), kind_of(tensor))
+    return tensor_type(recipe, tensor.name, shape, traits)
+
+
+def _metadata(
+    source: GGUFSource,
+    recipe: Recipe,
+    fallbacks: list[str],
+    matrix: ImportanceMatrix | None,
+    extra: Sequence[KeyValue],
+) -> list[bytes]:
+    entries = source.entries
+    changes = [
+        uint("general.file_type", int(recipe.file_type)),
+        uint("general.quantization_version", 2),  # GGML_QNT_VERSION of ggml.h
+        text(keys.RECIPE, recipe.label),
+    ]
+    if fallbacks:
+        changes.append(texts(keys.FALLBACKS, fallbacks))
+    changes += extra
+    if matrix is not None:
+        changes += matrix.key_values
+    after = keys.SOURCE_LORA_SHA256 if keys.SOURCE_LORA_SHA256 in entries else keys.SOURCE_SHA256
+    stale = [key for key in entries if key.startswith(keys.VERIFY)]
+    if all(kind_of(tensor) in EXACT for tensor in source.tensors):  # no matrix had a part in any of its values
+        stale += [key for key in entries if key.startswith("quantize.imatrix.") or key == keys.IMATRIX_SHA256]
+    return replace_entries(entries, changes, after=after, drop=[*_NO_LONGER_TRUE, *stale])

@@ -23,20 +23,13 @@ from edge_embed import keys
 from edge_embed.errors import CheckpointError, InvalidOptionError, UnsupportedCheckpointError
 from edge_embed.types import Float32Array
 
-from .architectures.family import (
-    Family,
-    PlannedTensor,
-    SkippedTensor,
-    in_memory,
-    plain_name,
-    text,
-    texts,
-)
+from .architectures.family import Family, PlannedTensor, SkippedTensor, in_memory, plain_name
 from .architectures.qwen3 import QWEN3, QWEN3_CROSS, RERANK_INSTRUCTION, RERANK_TEMPLATE
 from .checkpoint import READABLE, Checkpoint, Fields, TensorRef, is_encodable, read_text, short
+from .container.entries import text, texts
 from .modules import Modules, read_whole
-from .tokenizer_json import TOKENIZER_FILE, added_tokens
 from .vocab import Vocabulary
+from .vocab.tokenizer_json import TOKENIZER_FILE, added_tokens
 
 LABELS = ("yes", "no")
 _HEAD = "cls.output.weight"
@@ -72,6 +65,11 @@ class Head:
     notes: tuple[str, ...]
 
 
+def is_reranker(folder: Path, modules: Modules) -> bool:
+    """Whether the files around a checkpoint make it a reranker."""
+    return read_whole(folder).values.get("model_type") == "CrossEncoder" or modules.logit_score is not None
+
+
 def read_head(family: Family, folder: Path, modules: Modules, checkpoint: Checkpoint, *, asked: bool) -> Head | None:
     """The head of a causal reranker; None for every other model.
 
@@ -87,7 +85,6 @@ def read_head(family: Family, folder: Path, modules: Modules, checkpoint: Checkp
         CheckpointError, UnsupportedCheckpointError: its files contradict each other, or what they say is not converted.
     """
     whole = read_whole(folder)
-    is_cross = whole.values.get("model_type") == "CrossEncoder" or modules.logit_score is not None
     if family not in (QWEN3, QWEN3_CROSS):
         if asked:
             raise InvalidOptionError(
@@ -97,7 +94,7 @@ def read_head(family: Family, folder: Path, modules: Modules, checkpoint: Checkp
         if modules.logit_score is not None:
             raise UnsupportedCheckpointError(f"modules.json: LogitScore is converted for {QWEN3.classes[1]} only")
         return None
-    if family is QWEN3 and not (asked or is_cross):
+    if family is QWEN3 and not (asked or is_reranker(folder, modules)):
         return None
     if asked and modules.pooling is not None:
         raise InvalidOptionError("--reranker was asked for, and modules.json makes it an embedding model")
@@ -124,6 +121,7 @@ def with_head(
     head: Head,
     family: Family,
     checkpoint: Checkpoint,
+    source: TensorRef,
     planned: tuple[PlannedTensor, ...],
     skipped: tuple[SkippedTensor, ...],
     vocabulary: Vocabulary,
@@ -132,13 +130,13 @@ def with_head(
 
     No token is put behind a pair: the template says how it ends.
     """
-    source, yes, no = _rows(
-        head, {plain_name(family, name): ref for name, ref in checkpoint.tensors.items()}, checkpoint
-    )
-    tensor = in_memory(_HEAD, np.stack([yes, np.zeros_like(yes) if no is None else no]))
-    kept = tuple(s for s in skipped if plain_name(family, s.name) != source)
-    used = [s for s in skipped if plain_name(family, s.name) == source]
-    kept += tuple(SkippedTensor(s.name, f"two of its rows are {_HEAD}") for s in used if source == "lm_head.weight")
+    yes_id, no_id = (0, None) if head.tokens is None else head.tokens
+    yes = _row(source, yes_id, checkpoint)
+    no = np.zeros_like(yes) if no_id is None else _row(source, no_id, checkpoint)
+    tensor = in_memory(_HEAD, np.stack([yes, no]))
+    kept = tuple(s for s in skipped if s.name != source.name)
+    used = [s for s in skipped if s.name == source.name]
+    kept += tuple(SkippedTensor(s.name, f"two of its rows are {_HEAD}") for s in used if head.tokens is not None)
     bare = vocabulary.without_eds()
     key_values = [
         *bare.key_values,
@@ -153,19 +151,21 @@ def with_head(
     return (*planned, tensor), tuple(sorted(kept, key=lambda s: s.name)), changed
 
 
-def _rows(
-    head: Head, by_name: Mapping[str, TensorRef], checkpoint: Checkpoint
-) -> tuple[str, Float32Array, Float32Array | None]:
-    """The tensor that the head is taken from, its row for yes, and the one for no where there is one."""
+def head_source(head: Head, family: Family, checkpoint: Checkpoint) -> TensorRef:
+    """The tensor that the head is taken from.
+
+    Raises:
+        CheckpointError: it is missing.
+        UnsupportedCheckpointError: a classifier's with several outputs.
+    """
+    by_name = {plain_name(family, name): ref for name, ref in checkpoint.tensors.items()}
     if head.tokens is None:
-        return "score.weight", _score_row(by_name, checkpoint), None
+        return _score(by_name)
     tied = checkpoint.config.boolean("tie_word_embeddings", default=False)
     source = "embed_tokens.weight" if tied else "lm_head.weight"
     if source not in by_name:
         raise CheckpointError(f"tensor {source!r} is missing, and tie_word_embeddings is {str(tied).lower()}")
-    yes, no = head.tokens
-    matrix = by_name[source]
-    return source, _row(matrix, yes, checkpoint), None if no is None else _row(matrix, no, checkpoint)
+    return by_name[source]
 
 
 def _tokens(tokenizer: Fields, logit_score: Fields | None) -> tuple[int, int | None]:
@@ -209,7 +209,7 @@ def _row(matrix: TensorRef, row: int, checkpoint: Checkpoint) -> Float32Array:
     return values
 
 
-def _score_row(by_name: Mapping[str, TensorRef], checkpoint: Checkpoint) -> Float32Array:
+def _score(by_name: Mapping[str, TensorRef]) -> TensorRef:
     """The one row of a sequence classifier."""
     ref = by_name.get("score.weight")
     if ref is None:
@@ -219,7 +219,7 @@ def _score_row(by_name: Mapping[str, TensorRef], checkpoint: Checkpoint) -> Floa
             f"{ref.file}: the head (tensor {ref.name!r}) has {ref.shape[0]} outputs: it sorts into classes, and a "
             "reranker has one"
         )
-    return _row(ref, 0, checkpoint)
+    return ref
 
 
 def _template(checkpoint: Checkpoint, asked: bool, notes: list[str]) -> tuple[str, str | None]:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from edge_embed import keys
 from edge_embed.errors import ModelFileError
+from edge_embed.merges import merges_by_score
 from edge_embed.pipelines import BYTE_LEVEL, IGNORE_MERGES, PHANTOM_SPACE, PIPELINES, Part
 
 
@@ -222,19 +223,11 @@ def _sentencepiece(path: str | Path, metadata: Mapping[str, Any], normalization:
 
 
 def _merges_by_score(path: str | Path, metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges that a SentencePiece model stands for: every way to make a token of two, the best token first."""
+    """The merges that a file's scores stand for."""
     tokens, kinds = metadata["tokenizer.ggml.tokens"], _kinds(metadata)
     scores = _listed(path, metadata, "tokenizer.ggml.scores", float) or [0.0] * len(tokens)
     ids = {token: i for i, token in enumerate(tokens) if kinds[i] in (_NORMAL, _USER_DEFINED)}
-    merges: list[tuple[str, str]] = []
-    for token in sorted(ids, key=lambda token: -scores[ids[token]]):
-        halves = [
-            (ids[left], ids[right])
-            for n in range(1, len(token))
-            if (left := token[:n]) in ids and (right := token[n:]) in ids
-        ]
-        merges += [(tokens[left], tokens[right]) for left, right in sorted(halves)]
-    return merges
+    return merges_by_score(ids, scores)
 
 
 def _set_pipeline(path: str | Path, backend: Any, metadata: Mapping[str, Any], normalization: str, name: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the converter's tests share: edited checkpoints, and GGUF files read back by gguf-py."""
+"""What the converter's tests share: edited checkpoints, GGUF files read back by gguf-py, or run by stock llama.cpp."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import llama_cpp
+import numpy as np
 from gguf import GGUFReader, ReaderTensor
 
 from tests.checkpoints import build_tiny_qwen3
@@ -43,3 +45,13 @@ def metadata(path: Path) -> dict[str, Any]:
 def tensors(path: Path) -> dict[str, ReaderTensor]:
     """Every tensor by name, in the file's order."""
     return {tensor.name: tensor for tensor in GGUFReader(path).tensors}
+
+
+def stock(path: Path, texts: list[str], **options: Any) -> tuple[np.ndarray, list[list[int]]]:
+    """Unit vectors and ids from llama-cpp-python's own class, which knows nothing of edge_embed.* keys."""
+    llama = llama_cpp.Llama(str(path), embedding=True, verbose=False, n_threads=1, **options)
+    try:
+        ids = [llama.tokenize(text.encode(), add_bos=True, special=False) for text in texts]
+        return np.array(llama.embed(texts, normalize=True)), ids
+    finally:
+        llama.close()

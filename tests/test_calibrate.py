@@ -12,8 +12,8 @@ from edge_embed import Embedder, errors
 from edge_embed.cli import main
 from edge_embed.convert import convert
 from edge_embed.convert.calibrate import calibrate
-from edge_embed.convert.calibration_texts import TEXTS
-from edge_embed.convert.imatrix import ImportanceMatrix, read_imatrix
+from edge_embed.convert.calibrate.imatrix import ImportanceMatrix, read_imatrix
+from edge_embed.convert.calibrate.texts import TEXTS
 from edge_embed.engine.observe import Observer
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
@@ -97,7 +97,8 @@ def test_calibrated_bits_are_closer_in_what_the_matrices_compute(bert: Path, tmp
     exact = tensors(bert)
     errors_of = []
     for imatrix in (None, tmp_path / "imatrix.gguf"):
-        from edge_embed.convert.requantize import GGUFSource, quantize
+        from edge_embed.convert.gguf_source import GGUFSource
+        from edge_embed.convert.quantize import quantize
 
         path = quantize(bert, tmp_path / "q.gguf", ftype="q4_0", imatrix=imatrix).path
         total = 0.0

@@ -22,9 +22,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from edge_embed import catalogue, convert, files, types
-from edge_embed.cli import convert as convert_command
+from edge_embed.cli import conversion, main, options, output, terminal
 from edge_embed.cli import embed as embed_command
-from edge_embed.cli import main, options, output, terminal
 from edge_embed.cli.app import BROKEN_PIPE, INTERRUPTED, UNEXPECTED
 from edge_embed.engine import probe
 from edge_embed.engine.report import compiled_features
@@ -691,7 +690,7 @@ def test_choices_are_those_of_the_library() -> None:
     """They are spelled out in the command line so that help is quick."""
     assert options.PRECISIONS == types.PRECISIONS
     assert options.TRUNCATIONS == types.TRUNCATIONS
-    assert convert_command.TYPES == convert.FTYPES
+    assert conversion.TYPES == convert.FTYPES
 
 
 # Words and numbers

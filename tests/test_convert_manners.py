@@ -21,8 +21,10 @@ from pathlib import Path
 import pytest
 
 from edge_embed import errors
-from edge_embed.convert import container, convert, quantize
-from edge_embed.convert.container import GGUFOutput, TensorInfo
+from edge_embed.convert import convert
+from edge_embed.convert.blocks import rows
+from edge_embed.convert.container import output as container
+from edge_embed.convert.container.output import GGUFOutput, OutputTensor
 from edge_embed.progress import BytesProgress
 from tests.checkpoints import build_tiny_bert
 from tests.converting import small_qwen3
@@ -31,7 +33,7 @@ from tests.converting import small_qwen3
 PATIENT = """
 import itertools, pathlib, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background starts without
-from edge_embed.convert import quantize
+from edge_embed.convert.blocks import rows
 from edge_embed.cli.app import main
 module = sys.modules["edge_embed.convert.convert"]
 encode, number, go = module.encode_rows, itertools.count(), pathlib.Path(sys.argv.pop(1))
@@ -41,7 +43,7 @@ def patient(*arguments):
         time.sleep(0.01)
     return encode(*arguments)
 module.encode_rows = patient
-quantize.CHUNK_VALUES = 2000
+rows.CHUNK_VALUES = 2000
 main(sys.argv[1:])
 """
 PATIENCE = 300.0  # for a machine that is busy with other things
@@ -159,7 +161,7 @@ def test_two_conversions_to_one_file_do_not_meet(folder: Path, tmp_path: Path) -
 @contextmanager
 def writing(target: Path, n_bytes: int) -> Iterator[GGUFOutput]:
     """A file with one tensor that is about to be written."""
-    info = TensorInfo("x", (n_bytes // 4,), container.GGMLQuantizationType.F32, n_bytes)
+    info = OutputTensor("x", (n_bytes // 4,), container.GGMLQuantizationType.F32, n_bytes)
     with GGUFOutput(target, "bert", [], [info]) as output:
         yield output
 
@@ -242,7 +244,7 @@ def test_the_same_bytes_in_other_processes(folder: Path, tmp_path: Path) -> None
 
 def test_shards_need_no_more_memory_than_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And both a small part of the weights. NumPy and Python tell tracemalloc of all they allocate."""
-    monkeypatch.setattr(quantize, "CHUNK_VALUES", 2**15)
+    monkeypatch.setattr(rows, "CHUNK_VALUES", 2**15)
     peaks = {}
     for sharded in (False, True):
         folder = small_qwen3(tmp_path / f"sharded={sharded}", sharded=sharded, hidden=512, heads=8)
@@ -269,7 +271,7 @@ def test_few_chunks_are_in_flight() -> None:
 
         return run
 
-    results = quantize.in_order((job(number) for number in range(100)), threads=3)
+    results = rows.in_order((job(number) for number in range(100)), threads=3)
     for expected in range(100):
         assert next(results) == bytes([expected])
         time.sleep(0.001)

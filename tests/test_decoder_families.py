@@ -24,11 +24,10 @@ from edge_embed.errors import CheckpointError, ModelFileError, UnsupportedCheckp
 from edge_embed.gguf_header import GgufHeader, read_header
 from edge_embed.model_info import read_model_info
 from tests.checkpoints import write_safetensors
-from tests.converting import MISSING, edited, metadata, tensors
+from tests.converting import MISSING, edited, metadata, stock, tensors
 from tests.families import gemma3, golden, labse, llama, mistral, qwen2, qwen3_both_ways, unpacked
 from tests.families._decoders import dense_module
 from tests.golden_texts import TEXTS
-from tests.test_convert import stock
 
 # name -> the family's module, its options, and the vectors in its golden file
 CASES: dict[str, tuple[Any, dict[str, Any], str]] = {

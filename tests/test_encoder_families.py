@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 from edge_embed import Embedder
-from edge_embed.convert import reference
+from edge_embed.convert import ConversionReport, convert, reference
 from edge_embed.convert.checkpoint import Checkpoint
-from edge_embed.convert.convert import ConversionReport, convert
 from edge_embed.convert.reference import Tokens
 from edge_embed.errors import CheckpointError, ModelFileError, UnsupportedCheckpointError, UnsupportedModelError
 from edge_embed.gguf_header import read_header

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from edge_embed import errors, keys
-from edge_embed.convert import FTYPES, convert, ggml
-from edge_embed.convert.imatrix import Columns, ImportanceMatrix, read_imatrix, write_imatrix
-from edge_embed.convert.quantize import RECIPES
-from edge_embed.convert.requantize import quantize
+from edge_embed.convert import FTYPES, convert
+from edge_embed.convert.blocks import ggml
+from edge_embed.convert.blocks.types import RECIPES
+from edge_embed.convert.calibrate.imatrix import Columns, ImportanceMatrix, read_imatrix, write_imatrix
+from edge_embed.convert.quantize import quantize
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
 from tests.test_quantize import LAYERS

@@ -17,7 +17,7 @@ from gguf import GGMLQuantizationType, quants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_embed.convert import ggml
+from edge_embed.convert.blocks import ggml
 from edge_embed.engine import bindings
 from edge_embed.engine.report import compiled_features
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from edge_embed import Embedder, keys, projection
 from edge_embed.cli import main
-from edge_embed.convert.calibration_texts import TEXTS as CALIBRATION_TEXTS
+from edge_embed.convert.calibrate.texts import TEXTS as CALIBRATION_TEXTS
 from edge_embed.gguf_header import read_header
 from edge_embed.projection_file import read_projection
 from tests.projecting import TEXTS, model

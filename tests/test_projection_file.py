@@ -13,7 +13,7 @@ import pytest
 from edge_embed import Embedder, keys
 from edge_embed.convert import convert
 from edge_embed.convert.projection import write_beside, write_inside
-from edge_embed.convert.requantize import quantize
+from edge_embed.convert.quantize import quantize
 from edge_embed.convert.verify import verify
 from edge_embed.errors import (
     EdgeEmbedError,

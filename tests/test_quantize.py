@@ -20,18 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edge_embed import errors, keys
-from edge_embed.convert import FTYPES, convert, ggml
-from edge_embed.convert.quantize import (
-    RECIPES,
-    Traits,
-    chunks,
-    encode_rows,
-    in_order,
-    recipe_named,
-    tensor_bytes,
-    tensor_type,
-)
-from edge_embed.convert.requantize import quantize
+from edge_embed.convert import FTYPES, convert
+from edge_embed.convert.blocks import ggml
+from edge_embed.convert.blocks.rows import chunks, encode_rows, in_order, tensor_bytes
+from edge_embed.convert.blocks.types import RECIPES, Traits, recipe_named, tensor_type
+from edge_embed.convert.quantize import quantize
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
 from tests.families import modern_bert

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 from edge_embed import errors, keys
 from edge_embed.cli import main
 from edge_embed.convert import FTYPES, convert
-from edge_embed.convert.architectures.family import text, uint
-from edge_embed.convert.container import TensorInfo
-from edge_embed.convert.container_raw import encode_entry, encode_head, file_size
-from edge_embed.convert.requantize import GGUFSource, quantize
+from edge_embed.convert.container.entries import text, uint
+from edge_embed.convert.container.output import OutputTensor
+from edge_embed.convert.container.raw import encode_entry, encode_head, file_size
+from edge_embed.convert.gguf_source import GGUFSource
+from edge_embed.convert.quantize import quantize
 from tests.checkpoints import build_tiny_bert
 from tests.converting import metadata, small_qwen3, tensors
 
@@ -150,14 +151,14 @@ def test_rows_are_read_as_gguf_py_reads_them(checkpoints: dict[str, Path], tmp_p
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """A matrix of 256 MB, in a file with a hole in its place: what is in flight are a few chunks of 4 MB."""
     path = tmp_path / "in.gguf"
-    infos = [TensorInfo("blk.0.ffn_up.weight", (65536, 1024), gguf.GGMLQuantizationType.F32, 2**28)]
+    infos = [OutputTensor("blk.0.ffn_up.weight", (65536, 1024), gguf.GGMLQuantizationType.F32, 2**28)]
     entries = [encode_entry(text("general.architecture", "bert")), encode_entry(uint("bert.block_count", 1))]
     head = encode_head(entries, infos)
     with path.open("wb") as file:
         file.write(head)
         file.truncate(file_size(head, infos))
     code = (
-        "import sys; from pathlib import Path; from edge_embed.convert.requantize import quantize; "
+        "import sys; from pathlib import Path; from edge_embed.convert.quantize import quantize; "
         # not ru_maxrss: a child inherits that from the process that started it
         "peak = lambda: int(Path('/proc/self/status').read_text().split('VmHWM:')[1].split()[0]) // 1024; "
         "before = peak(); "

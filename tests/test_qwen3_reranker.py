@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_embed import Embedder, Reranker, errors, keys
-from edge_embed.convert.convert import ConversionReport, convert
+from edge_embed.convert import ConversionReport, convert
 from edge_embed.convert.reranker import plain_template
 from edge_embed.engine.llama import LlamaEngine
 from edge_embed.gguf_header import read_header

@@ -19,12 +19,14 @@ from edge_embed import Embedder, errors, keys
 from edge_embed.cli import main
 from edge_embed.cli.recipe import n_bytes
 from edge_embed.convert import convert
-from edge_embed.convert.calibrate import ObservedModel
-from edge_embed.convert.calibration_texts import TEXTS
-from edge_embed.convert.measure import MeasuredModel, compare
-from edge_embed.convert.recipe import Target, convert_to_target, groups_of, quantize_to_target, scheme_for
-from edge_embed.convert.requantize import GGUFSource, quantize
-from edge_embed.convert.tradeoff import Frontier, Unit, weighted_frontier
+from edge_embed.convert.calibrate.observed import ObservedModel
+from edge_embed.convert.calibrate.texts import TEXTS
+from edge_embed.convert.gguf_source import GGUFSource
+from edge_embed.convert.quantize import quantize
+from edge_embed.convert.recipe import Measuring, Target, convert_to_target, quantize_to_target
+from edge_embed.convert.recipe.measure import MeasuredModel, compare
+from edge_embed.convert.recipe.scheme import groups_of, scheme_for
+from edge_embed.convert.recipe.tradeoff import Frontier, Unit, weighted_frontier
 from edge_embed.convert.verify import Verification
 from edge_embed.convert.verify import verify as verify_file
 from edge_embed.engine.observe import WeightObserver
@@ -108,7 +110,7 @@ def test_large_models_are_measured_in_groups_and_on_fewer_texts() -> None:
             for part, shape in shapes.items()
         ]
 
-    small, large, huge = (scheme_for(model(*size), TEXTS) for size in ((6, 384), (28, 1024), (36, 4096)))
+    small, large, huge = (scheme_for(model(*size), TEXTS, 25.0) for size in ((6, 384), (28, 1024), (36, 4096)))
     assert (small.banded, small.scaled, len(small.texts)) == (False, False, len(TEXTS))
     assert large.banded
     assert huge.scaled
@@ -141,7 +143,8 @@ def test_a_model_with_replaced_matrices_computes_what_the_file_does(
 ) -> None:
     path = quantize(exact[model], tmp_path / "q.gguf", ftype=ftype).path
     kinds = {name: tensor.tensor_type for name, tensor in tensors(path).items()}
-    with GGUFSource(exact[model]) as source, MeasuredModel(source, SOME, {}, engine_threads=1) as measured:
+    with GGUFSource(exact[model]) as source, MeasuredModel(source, {}, engine_threads=1) as measured:
+        measured.measure_on(SOME)
         if ftype == "f16" and model == "qwen3":
             assert Kind.F16 not in measured.candidates(measured.matrices[0])  # bfloat16 has it all already
         for tensor in measured.matrices:
@@ -159,12 +162,13 @@ def test_a_model_with_replaced_matrices_computes_what_the_file_does(
 
 
 def test_a_replacement_must_fit(exact: dict[str, Path]) -> None:
-    with GGUFSource(exact["qwen3"]) as source, MeasuredModel(source, SOME[:2], {}, engine_threads=1) as measured:
+    with GGUFSource(exact["qwen3"]) as source, MeasuredModel(source, {}, engine_threads=1) as measured:
+        measured.measure_on(SOME[:2])
         tensor = measured.matrices[0]
         with pytest.raises(ValueError, match="do not fit"):
-            measured._observer.replace(tensor.name, 0, (1, 4), b"\0" * 8)
+            measured._observer.replace(tensor.name, 0, (1, 4), [b"\0" * 8])
         with pytest.raises(ValueError, match="do not fit"):
-            measured._observer.replace(tensor.name, 0, (1, 4), b"\0" * (2 * tensor.n_bytes))
+            measured._observer.replace(tensor.name, 0, (1, 4), [b"\0" * (2 * tensor.n_bytes)])
 
 
 def test_overlap_counts_neighbours_that_stay() -> None:
@@ -183,7 +187,7 @@ def test_overlap_counts_neighbours_that_stay() -> None:
 def test_at_the_size_of_a_plain_type_less_is_lost(model: str, exact: dict[str, Path], tmp_path: Path) -> None:
     plain = quantize(exact[model], tmp_path / "plain.gguf", ftype="q4_k_m")
     target = Target(max_bytes=plain.size_bytes)
-    choice = quantize_to_target(exact[model], tmp_path / "r.gguf", target, texts=SOME, threads=1)
+    choice = quantize_to_target(exact[model], tmp_path / "r.gguf", target, Measuring(SOME, threads=1))
     beside = next(point for point in choice.frontier if point.name == "q4_k_m")
     assert beside.size_bytes == plain.size_bytes
     assert choice.report.size_bytes == (tmp_path / "r.gguf").stat().st_size <= plain.size_bytes
@@ -194,7 +198,7 @@ def test_at_the_size_of_a_plain_type_less_is_lost(model: str, exact: dict[str, P
     figures = f"cosine {choice.figures.mean_cosine:.6f}, lowest {choice.figures.min_cosine:.6f}, top-10 overlap "
     assert found[keys.MEASURED].startswith(f"{figures}{choice.figures.overlap:.4f} on {len(SOME)} texts")  # the file's
     assert hashlib.sha256((tmp_path / "r.gguf").read_bytes()).hexdigest() == choice.report.sha256
-    again = quantize_to_target(exact[model], tmp_path / "again.gguf", target, texts=SOME, threads=1)
+    again = quantize_to_target(exact[model], tmp_path / "again.gguf", target, Measuring(SOME, threads=1))
     assert again.report.sha256 == choice.report.sha256
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.gguf", "plain.gguf", "r.gguf"]
 
@@ -205,7 +209,7 @@ def test_a_lowest_cosine_holds_in_the_file_and_costs_no_more_than_it_must(
     sizes = []
     for cosine in (0.98, 0.999):
         path = tmp_path / f"{cosine}.gguf"
-        choice = quantize_to_target(exact["qwen3"], path, Target(min_cosine=cosine), texts=SOME, threads=1)
+        choice = quantize_to_target(exact["qwen3"], path, Target(min_cosine=cosine), Measuring(SOME, threads=1))
         with Embedder(exact["qwen3"], n_threads=1) as a, Embedder(path, n_threads=1) as b:
             for method in ("encode_query", "encode_document"):
                 pair = [getattr(e, method)(SOME).astype(np.float64) for e in (a, b)]
@@ -219,7 +223,8 @@ def test_a_lowest_cosine_holds_in_the_file_and_costs_no_more_than_it_must(
 def test_a_checkpoint_is_converted_to_the_target_and_nothing_is_left_behind(
     exact: dict[str, Path], tmp_path: Path
 ) -> None:
-    via = quantize_to_target(exact["qwen3"], tmp_path / "via.gguf", Target(max_bytes=900_000), texts=SOME, threads=1)
+    how = Measuring(SOME, threads=1)
+    via = quantize_to_target(exact["qwen3"], tmp_path / "via.gguf", Target(max_bytes=900_000), how)
     types = []
 
     def exactly(path: Path, ftype: str) -> object:
@@ -230,9 +235,8 @@ def test_a_checkpoint_is_converted_to_the_target_and_nothing_is_left_behind(
         exact["checkpoint"],
         tmp_path / "direct.gguf",
         Target(max_bytes=900_000),
+        how,
         convert_exact=exactly,  # type: ignore[arg-type]  # a report
-        texts=SOME,
-        threads=1,
     )
     assert types == ["bf16"]
     assert choice.report.sha256 == via.report.sha256
@@ -248,19 +252,21 @@ def test_a_chosen_file_that_fails_its_verification_is_not_kept(exact: dict[str, 
         return replace(found, problems=("the network is another one",))
 
     with pytest.raises(errors.VerificationError, match="the network is another one"):
-        quantize_to_target(exact["qwen3"], path, Target(max_bytes=900_000), texts=SOME[:4], threads=1, verify=verify)
+        quantize_to_target(
+            exact["qwen3"], path, Target(max_bytes=900_000), Measuring(SOME[:4], threads=1, verify=verify)
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_met_is_refused_and_leaves_nothing(exact: dict[str, Path], tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     with pytest.raises(errors.InvalidOptionError, match="no file of this model fits into 1,000 bytes"):
-        quantize_to_target(exact["bert"], path, Target(max_bytes=1000), texts=SOME[:2], threads=1)
+        quantize_to_target(exact["bert"], path, Target(max_bytes=1000), Measuring(SOME[:2], threads=1))
     with pytest.raises(errors.InvalidOptionError, match="closest choice has a lowest cosine of"):
-        quantize_to_target(exact["bert"], path, Target(min_cosine=1 - 1e-12), texts=SOME[:2], threads=1)
+        quantize_to_target(exact["bert"], path, Target(min_cosine=1 - 1e-12), Measuring(SOME[:2], threads=1))
     small = quantize(exact["bert"], tmp_path / "q8.gguf", ftype="q8_0").path
     with pytest.raises(errors.InvalidOptionError, match="quantized already"):
-        quantize_to_target(small, path, Target(max_bytes=10**6), texts=SOME[:2], threads=1)
+        quantize_to_target(small, path, Target(max_bytes=10**6), Measuring(SOME[:2], threads=1))
     assert not path.exists()
     for bad in ({}, {"max_bytes": 1, "min_cosine": 0.5}, {"min_cosine": 1.0}, {"min_cosine": 0.0}):
         with pytest.raises(errors.InvalidOptionError):

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from edge_embed.convert.vocab.model_file import merges_by_score
+from edge_embed.convert.vocab.model_file import merges_of
 from edge_embed.pipelines import BYTE_LEVEL
 from tests.golden_texts import TEXTS
 
@@ -173,7 +173,7 @@ def sentencepiece_bpe(spelling: str) -> Json:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": ids,
-            "merges": merges_by_score(proto, ids),
+            "merges": merges_of(proto),
         },
     )
 

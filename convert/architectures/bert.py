@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..checkpoint import Fields
-from .family import Family, Hyper, Row, flag, linear, must_be, norm, real, uint
+from ..container.entries import uint
+from .encoder import GELUS, entries, read_sizes
+from .family import Family, Hyper, Row, linear, must_be, norm
 from .heads import with_score
-
-# erf, and the names of the tanh approximation that llama.cpp computes for all of them
-GELUS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 
 
 def hyper(config: Fields) -> Hyper:
@@ -32,37 +31,20 @@ def encoder_hyper(config: Fields, *, first_position: int) -> Hyper:
     must_be(config, "hidden_act", GELUS, "llama.cpp computes gelu")
     must_be(config, "is_decoder", (False,), "a decoder attends differently")
     must_be(config, "add_cross_attention", (False,), "an embedding has nothing to attend across to")
-    n_embd = config.integer("hidden_size", low=1, high=2**20)
-    n_head = config.integer("num_attention_heads", low=1, high=n_embd)
-    n_layer = config.integer("num_hidden_layers", low=1, high=512)
-    n_ff = config.integer("intermediate_size", low=1, high=2**20)
-    n_rows = config.integer("vocab_size", low=1)
+    sizes = read_sizes(config)
     n_positions = config.integer("max_position_embeddings", low=first_position + 1) - first_position
     n_types = config.integer("type_vocab_size", low=1, high=2**16, default=2)
     epsilon = config.number("layer_norm_eps", low=0.0, high=1.0, default=1e-12)
-    if n_embd % n_head:
-        raise config.error("num_attention_heads", f"a divisor of hidden_size {n_embd}")
+    if sizes.n_embd % sizes.n_head:
+        raise config.error("num_attention_heads", f"a divisor of hidden_size {sizes.n_embd}")
     return Hyper(
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_rows=n_rows,
+        n_layer=sizes.n_layer,
+        n_embd=sizes.n_embd,
+        n_rows=sizes.n_rows,
         max_positions=n_positions,
-        sizes={
-            "rows": n_rows,
-            "embd": n_embd,
-            "ff": n_ff,
-            "positions": first_position + n_positions,
-            "unused": first_position,
-            "types": n_types,
-        },
+        sizes={**sizes.symbols, "positions": first_position + n_positions, "unused": first_position, "types": n_types},
         key_values=(
-            uint("bert.block_count", n_layer),
-            uint("bert.context_length", n_positions),
-            uint("bert.embedding_length", n_embd),
-            uint("bert.feed_forward_length", n_ff),
-            uint("bert.attention.head_count", n_head),
-            real("bert.attention.layer_norm_epsilon", epsilon),
-            flag("bert.attention.causal", False),
+            *entries("bert", sizes, n_positions=n_positions, epsilon=epsilon),
             uint("tokenizer.ggml.token_type_count", n_types),
         ),
     )

@@ -1,6 +1,6 @@
-"""What the data sheets of the decoders share: sizes, rotation, which way attention looks, and what is left out.
+"""What the data sheets of the decoders share: tensors, sizes, rotation, which way attention looks, what is left out.
 
-Knows config.json's fields in the spellings of transformers 4 and 5. Knows no tensors that are converted.
+Knows config.json's fields in the spellings of transformers 4 and 5, and the names that all of Llama's descendants have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from typing import Final
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
-from .family import Hyper, KeyValue, flag, must_be, real, uint
+from ..container.entries import KeyValue, flag, real, uint
+from .family import Hyper, Row, must_be
+
+LAYER: Final = "layers.{i}."
+TENSORS: Final = (
+    Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
+    Row("norm.weight", "output_norm.weight", ("embd",)),
+)
+MLP: Final = (
+    Row(LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
+    Row(LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
+    Row(LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
+)
 
 # Tensors of a decoder that are left out of an embedding model, as in ``Family.skipped``.
 SKIPPED: Final = (
@@ -23,6 +35,36 @@ SKIPPED: Final = (
     ),
     (r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", "computed from rope_theta, not a weight"),
 )
+
+
+def attention(*, biases: bool = False, norms: float | None = None, reordered: bool = False) -> tuple[Row, ...]:
+    """The lines of a layer's attention, in the order of the file.
+
+    Args:
+        biases: whether queries, keys and values have biases.
+        norms: what is added to the weights of the norms of queries and keys; None where there are none.
+        reordered: whether llama.cpp wants the rows of queries and keys in another order, see ``values.rotary_row``.
+    """
+    rows: list[Row] = []
+    for letter, size, heads in (("q", "q", "n_head"), ("k", "kv", "n_head_kv"), ("v", "kv", None)):
+        source, target = f"{LAYER}self_attn.{letter}_proj", f"blk.{{i}}.attn_{letter}"
+        rows.append(Row(f"{source}.weight", f"{target}.weight", (size, "embd"), heads=heads if reordered else None))
+        if biases:
+            rows.append(Row(f"{source}.bias", f"{target}.bias", (size,)))
+        if norms is not None and heads is not None:
+            source = f"{LAYER}self_attn.{letter}_norm"
+            rows.append(Row(f"{source}.weight", f"{target}_norm.weight", ("head",), plus=norms))
+    return (*rows, Row(LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")))
+
+
+def layer(inner: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The lines of a layer that normalizes in front of its attention, ``inner``, and of its feed-forward part."""
+    return (
+        Row(LAYER + "input_layernorm.weight", "blk.{i}.attn_norm.weight", ("embd",)),
+        *inner,
+        Row(LAYER + "post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight", ("embd",)),
+        *MLP,
+    )
 
 
 def rope_parameters(config: Fields) -> Fields:
@@ -94,6 +136,12 @@ def attends_back_only(config: Fields) -> bool:
         config, "use_bidirectional_attention", (False,), "transformers reads that for Gemma only; is_causal says it"
     )
     return config.boolean("is_causal", default=True)
+
+
+def must_attend_fully(config: Fields, arch: str, n_layer: int) -> None:
+    """Refuse ``layer_types`` with a window in any layer."""
+    every = ["full_attention"] * n_layer
+    must_be(config, "layer_types", (every,), f"llama.cpp's {arch} has full attention in all layers")
 
 
 def own_code_notes(config: Fields) -> tuple[str, ...]:

@@ -9,36 +9,28 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..checkpoint import Fields
-from .bert import BERT, GELUS
-from .family import Hyper, Row, flag, linear, must_be, norm, real, uint
+from ..container.entries import uint
+from .bert import BERT
+from .encoder import GELUS, entries, read_sizes
+from .family import Hyper, Row, linear, must_be, norm
 
 _EPSILON = 1e-12  # in transformers' code; config.json has none
 
 
 def _hyper(config: Fields) -> Hyper:
     must_be(config, "activation", GELUS, "llama.cpp computes gelu")
-    n_embd = config.integer("dim", low=1, high=2**20)
-    n_head = config.integer("n_heads", low=1, high=n_embd)
-    n_layer = config.integer("n_layers", low=1, high=512)
-    n_ff = config.integer("hidden_dim", low=1, high=2**20)
-    n_rows = config.integer("vocab_size", low=1)
+    sizes = read_sizes(config, n_embd="dim", n_head="n_heads", n_layer="n_layers", n_ff="hidden_dim")
     n_positions = config.integer("max_position_embeddings", low=1)
-    if n_embd % n_head:
-        raise config.error("n_heads", f"a divisor of dim {n_embd}")
+    if sizes.n_embd % sizes.n_head:
+        raise config.error("n_heads", f"a divisor of dim {sizes.n_embd}")
     return Hyper(
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_rows=n_rows,
+        n_layer=sizes.n_layer,
+        n_embd=sizes.n_embd,
+        n_rows=sizes.n_rows,
         max_positions=n_positions,
-        sizes={"rows": n_rows, "embd": n_embd, "ff": n_ff, "positions": n_positions},
+        sizes={**sizes.symbols, "positions": n_positions},
         key_values=(
-            uint("bert.block_count", n_layer),
-            uint("bert.context_length", n_positions),
-            uint("bert.embedding_length", n_embd),
-            uint("bert.feed_forward_length", n_ff),
-            uint("bert.attention.head_count", n_head),
-            real("bert.attention.layer_norm_epsilon", _EPSILON),
-            flag("bert.attention.causal", False),
+            *entries("bert", sizes, n_positions=n_positions, epsilon=_EPSILON),
             uint("tokenizer.ggml.token_type_count", 1),  # llama.cpp wants a number, and takes a missing tensor for none
         ),
     )

@@ -11,24 +11,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from gguf import GGUFValueType
 
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 from edge_embed.types import Float32Array, Pooling
 
 from ..checkpoint import READABLE, Fields, TensorRef, short
+from ..container.entries import KeyValue
 
 TokenizerKind = Literal["wordpiece", "bpe", "unigram", "sentencepiece"]
 """``bpe`` is byte-level, ``sentencepiece`` is SentencePiece's BPE, with tokens for single bytes."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeyValue:
-    """One entry of the GGUF's metadata; ``kind`` is the type of the value, or of an array's items."""
-
-    key: str
-    value: Any
-    kind: GGUFValueType
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,28 +237,3 @@ def must_be(config: Fields, key: str, allowed: tuple[Any, ...], why: str) -> Non
     value = config.values.get(key)
     if value is not None and value not in allowed:
         raise UnsupportedCheckpointError(f"{config.file}: {key} is {short(value)}, and {why}")
-
-
-def uint(key: str, value: int) -> KeyValue:
-    """A uint32 entry."""
-    return KeyValue(key, value, GGUFValueType.UINT32)
-
-
-def real(key: str, value: float) -> KeyValue:
-    """A float32 entry."""
-    return KeyValue(key, value, GGUFValueType.FLOAT32)
-
-
-def flag(key: str, value: bool) -> KeyValue:
-    """A bool entry."""
-    return KeyValue(key, value, GGUFValueType.BOOL)
-
-
-def text(key: str, value: str) -> KeyValue:
-    """A string entry."""
-    return KeyValue(key, value, GGUFValueType.STRING)
-
-
-def texts(key: str, values: list[str]) -> KeyValue:
-    """An array of strings."""
-    return KeyValue(key, values, GGUFValueType.STRING)

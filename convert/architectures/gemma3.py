@@ -7,13 +7,16 @@ window of w tokens reaches w/2 to each side, in both.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gguf import GGUFValueType
 
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
-from .decoder import hyper_of, rope_kind
-from .family import Family, Hyper, KeyValue, Row, must_be, real, uint
+from ..container.entries import KeyValue, real, uint
+from .decoder import LAYER, MLP, TENSORS, attention, hyper_of, rope_kind
+from .family import Family, Hyper, Row, must_be
 
 _ARCH = "gemma-embedding"
 
@@ -61,7 +64,8 @@ def _hyper(config: Fields) -> Hyper:
     must_be(config, "hidden_activation", ("gelu_pytorch_tanh",), "llama.cpp computes gelu by tanh")
     must_be(config, "attention_bias", (False,), "llama.cpp's gemma has no attention biases")
     must_be(config, "attn_logit_softcapping", (), "llama.cpp's gemma-embedding does not cap attention")
-    hyper = hyper_of(_ARCH, config, head_dim=256, theta=_thetas(config)[0])
+    full, sliding = _thetas(config)
+    hyper = hyper_of(_ARCH, config, head_dim=256, theta=full)
     head_dim, scalar = hyper.sizes["head"], config.values.get("query_pre_attn_scalar", 256)
     if scalar != head_dim:
         raise UnsupportedCheckpointError(
@@ -71,16 +75,13 @@ def _hyper(config: Fields) -> Hyper:
     more = (
         uint(f"{_ARCH}.attention.sliding_window", config.integer("sliding_window", low=2)),
         KeyValue(f"{_ARCH}.attention.sliding_window_pattern", _layer_types(config, hyper.n_layer), GGUFValueType.BOOL),
-        real(f"{_ARCH}.rope.freq_base_swa", _thetas(config)[1]),
+        real(f"{_ARCH}.rope.freq_base_swa", sliding),
     )
-    return hyper_of(_ARCH, config, head_dim=256, theta=_thetas(config)[0], more=more)
+    return replace(hyper, key_values=(*hyper.key_values, *more))
 
 
-_LAYER = "layers.{i}."
-
-
-def _norm(source: str, target: str, size: str = "embd") -> Row:
-    return Row(f"{source}.weight", f"{target}.weight", (size,), plus=1.0)
+def _norm(source: str, target: str) -> Row:
+    return Row(f"{source}.weight", f"{target}.weight", ("embd",), plus=1.0)
 
 
 GEMMA3 = Family(
@@ -97,24 +98,14 @@ GEMMA3 = Family(
     default_pooling="mean",
     hyper=_hyper,
     prefixes=("model.",),
-    tensors=(
-        Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
-        _norm("norm", "output_norm"),
-    ),
+    tensors=(TENSORS[0], _norm("norm", "output_norm")),
     layer=(
-        _norm(_LAYER + "input_layernorm", "blk.{i}.attn_norm"),
-        Row(_LAYER + "self_attn.q_proj.weight", "blk.{i}.attn_q.weight", ("q", "embd")),
-        _norm(_LAYER + "self_attn.q_norm", "blk.{i}.attn_q_norm", "head"),
-        Row(_LAYER + "self_attn.k_proj.weight", "blk.{i}.attn_k.weight", ("kv", "embd")),
-        _norm(_LAYER + "self_attn.k_norm", "blk.{i}.attn_k_norm", "head"),
-        Row(_LAYER + "self_attn.v_proj.weight", "blk.{i}.attn_v.weight", ("kv", "embd")),
-        Row(_LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")),
-        _norm(_LAYER + "post_attention_layernorm", "blk.{i}.post_attention_norm"),
-        _norm(_LAYER + "pre_feedforward_layernorm", "blk.{i}.ffn_norm"),
-        Row(_LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
-        _norm(_LAYER + "post_feedforward_layernorm", "blk.{i}.post_ffw_norm"),
+        _norm(LAYER + "input_layernorm", "blk.{i}.attn_norm"),
+        *attention(norms=1.0),
+        _norm(LAYER + "post_attention_layernorm", "blk.{i}.post_attention_norm"),
+        _norm(LAYER + "pre_feedforward_layernorm", "blk.{i}.ffn_norm"),
+        *MLP,
+        _norm(LAYER + "post_feedforward_layernorm", "blk.{i}.post_ffw_norm"),
     ),
     skipped=((r"lm_head\.weight", "the output matrix over the vocabulary; embeddings come before it"),),
 )

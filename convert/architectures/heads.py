@@ -10,7 +10,8 @@ from dataclasses import replace
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields
-from .family import Hyper, KeyValue, texts
+from ..container.entries import KeyValue, texts
+from .family import Hyper
 
 
 def with_score(config: Fields, hyper: Hyper, arch: str, *added: KeyValue) -> Hyper:

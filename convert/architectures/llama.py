@@ -10,8 +10,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..checkpoint import Fields
-from .decoder import SKIPPED, attends_back_only, causal_entry, hyper_of, own_code_notes, rope_factors
-from .family import Family, Hyper, Row, must_be, uint
+from ..container.entries import uint
+from .decoder import (
+    SKIPPED,
+    TENSORS,
+    attends_back_only,
+    attention,
+    causal_entry,
+    hyper_of,
+    layer,
+    own_code_notes,
+    rope_factors,
+)
+from .family import Family, Hyper, must_be
 
 
 def _hyper(config: Fields) -> Hyper:
@@ -44,8 +55,6 @@ def _common(config: Fields, window: int | None, notes: tuple[str, ...]) -> Hyper
     )
 
 
-_LAYER = "layers.{i}."
-
 LLAMA = Family(
     arch="llama",
     model_type="llama",
@@ -59,21 +68,8 @@ LLAMA = Family(
     default_pooling=None,
     hyper=_hyper,
     prefixes=("model.",),
-    tensors=(
-        Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
-        Row("norm.weight", "output_norm.weight", ("embd",)),
-    ),
-    layer=(
-        Row(_LAYER + "input_layernorm.weight", "blk.{i}.attn_norm.weight", ("embd",)),
-        Row(_LAYER + "self_attn.q_proj.weight", "blk.{i}.attn_q.weight", ("q", "embd"), heads="n_head"),
-        Row(_LAYER + "self_attn.k_proj.weight", "blk.{i}.attn_k.weight", ("kv", "embd"), heads="n_head_kv"),
-        Row(_LAYER + "self_attn.v_proj.weight", "blk.{i}.attn_v.weight", ("kv", "embd")),
-        Row(_LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")),
-        Row(_LAYER + "post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight", ("embd",)),
-        Row(_LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
-    ),
+    tensors=TENSORS,
+    layer=layer(attention(reordered=True)),
     skipped=SKIPPED,
 )
 

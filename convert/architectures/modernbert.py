@@ -12,7 +12,9 @@ from dataclasses import replace
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
-from .family import Family, Hyper, Row, flag, must_be, real, text, uint
+from ..container.entries import real, text, uint
+from .encoder import entries, read_sizes
+from .family import Family, Hyper, Row, must_be
 from .heads import with_score
 
 _POOLING_TYPES = {"mean": 1, "cls": 2}  # llama.h
@@ -22,39 +24,25 @@ def _hyper(config: Fields) -> Hyper:
     must_be(config, "hidden_activation", ("gelu", "silu"), "llama.cpp computes a GLU of gelu or silu")
     for key in ("attention_bias", "mlp_bias", "norm_bias"):
         must_be(config, key, (False,), "llama.cpp's modern-bert has no such biases")
-    n_layer = config.integer("num_hidden_layers", low=1, high=512)
-    n_embd = config.integer("hidden_size", low=1, high=2**20)
-    n_head = config.integer("num_attention_heads", low=1, high=n_embd)
-    n_ff = config.integer("intermediate_size", low=1, high=2**20)
-    n_rows = config.integer("vocab_size", low=1)
+    sizes = read_sizes(config)
     n_positions = config.integer("max_position_embeddings", low=1, default=8192)
     epsilon = config.number("norm_eps", low=0.0, high=1.0, default=1e-5)
     window = config.integer("local_attention", low=2, default=128)
-    if n_embd % n_head or (n_embd // n_head) % 2:
-        raise config.error("num_attention_heads", f"a divisor of hidden_size {n_embd} that leaves heads of even size")
+    if sizes.n_embd % sizes.n_head or (sizes.n_embd // sizes.n_head) % 2:
+        raise config.error(
+            "num_attention_heads", f"a divisor of hidden_size {sizes.n_embd} that leaves heads of even size"
+        )
     full, sliding = _rope_thetas(config)
     return Hyper(
-        n_layer=n_layer,
-        n_embd=n_embd,
-        n_rows=n_rows,
+        n_layer=sizes.n_layer,
+        n_embd=sizes.n_embd,
+        n_rows=sizes.n_rows,
         max_positions=n_positions,
-        sizes={
-            "rows": n_rows,
-            "embd": n_embd,
-            "qkv": 3 * n_embd,
-            "ff": n_ff,
-            "glu": 2 * n_ff,
-        },
+        sizes={**sizes.symbols, "qkv": 3 * sizes.n_embd, "glu": 2 * sizes.n_ff},
         key_values=(
-            uint("modern-bert.block_count", n_layer),
-            uint("modern-bert.context_length", n_positions),
-            uint("modern-bert.embedding_length", n_embd),
-            uint("modern-bert.feed_forward_length", n_ff),
-            uint("modern-bert.attention.head_count", n_head),
-            real("modern-bert.attention.layer_norm_epsilon", epsilon),
-            flag("modern-bert.attention.causal", False),
+            *entries("modern-bert", sizes, n_positions=n_positions, epsilon=epsilon),
             uint("modern-bert.attention.sliding_window", window),
-            uint("modern-bert.attention.sliding_window_pattern", _pattern(config, n_layer)),
+            uint("modern-bert.attention.sliding_window_pattern", _pattern(config, sizes.n_layer)),
             text("modern-bert.rope.scaling.type", "none"),
             real("modern-bert.rope.freq_base", full),
             real("modern-bert.rope.freq_base_swa", sliding),

@@ -15,8 +15,10 @@ from dataclasses import replace
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
+from ..container.entries import real, text, uint
 from .bert import BERT
-from .family import Hyper, Row, flag, must_be, norm, real, text, uint
+from .encoder import Sizes, entries
+from .family import Hyper, Row, must_be, norm
 
 # Settings of the models' own code, and the values with which it computes what llama.cpp's nomic-bert does.
 _COMPUTED = {
@@ -62,20 +64,15 @@ def _hyper(config: Fields) -> Hyper:
     key = "layer_norm_epsilon" if config.has("n_embd") else "layer_norm_eps"
     epsilon = config.number(key, low=0.0, high=1.0, default=1e-5 if config.has("n_embd") else 1e-12)
     n_positions, notes = _positions(config)
+    sizes = Sizes(n_embd, n_head, n_layer, n_ff, n_rows)
     return Hyper(
         n_layer=n_layer,
         n_embd=n_embd,
         n_rows=n_rows,
         max_positions=n_positions,
-        sizes={"rows": n_rows, "embd": n_embd, "qkv": 3 * n_embd, "ff": n_ff, "types": n_types},
+        sizes={**sizes.symbols, "qkv": 3 * n_embd, "types": n_types},
         key_values=(
-            uint("nomic-bert.block_count", n_layer),
-            uint("nomic-bert.context_length", n_positions),
-            uint("nomic-bert.embedding_length", n_embd),
-            uint("nomic-bert.feed_forward_length", n_ff),
-            uint("nomic-bert.attention.head_count", n_head),
-            real("nomic-bert.attention.layer_norm_epsilon", epsilon),
-            flag("nomic-bert.attention.causal", False),
+            *entries("nomic-bert", sizes, n_positions=n_positions, epsilon=epsilon),
             text("nomic-bert.rope.scaling.type", "none"),
             real("nomic-bert.rope.freq_base", _rope_theta(config)),
             uint("tokenizer.ggml.token_type_count", n_types),

@@ -9,8 +9,20 @@ from __future__ import annotations
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields
-from .decoder import SKIPPED, attends_back_only, causal_entry, hyper_of, own_code_notes, rope_kind, rope_parameters
-from .family import Family, Hyper, Row, must_be
+from .decoder import (
+    SKIPPED,
+    TENSORS,
+    attends_back_only,
+    attention,
+    causal_entry,
+    hyper_of,
+    layer,
+    must_attend_fully,
+    own_code_notes,
+    rope_kind,
+    rope_parameters,
+)
+from .family import Family, Hyper, must_be
 
 
 def _hyper(config: Fields) -> Hyper:
@@ -21,12 +33,7 @@ def _hyper(config: Fields) -> Hyper:
         raise UnsupportedCheckpointError(f"{rope.file} scales positions, which is not converted for qwen2")
     causal = attends_back_only(config)
     hyper = hyper_of("qwen2", config, more=causal_entry("qwen2", causal), notes=own_code_notes(config))
-    must_be(
-        config,
-        "layer_types",
-        (["full_attention"] * hyper.n_layer,),
-        "llama.cpp's qwen2 has full attention in all layers",
-    )
+    must_attend_fully(config, "qwen2", hyper.n_layer)
     if hyper.sizes["q"] != hyper.n_embd:
         raise UnsupportedCheckpointError(
             f"{config.file}: the heads are {hyper.sizes['q']} wide together and hidden_size is {hyper.n_embd}; "
@@ -34,8 +41,6 @@ def _hyper(config: Fields) -> Hyper:
         )
     return hyper
 
-
-_LAYER = "layers.{i}."
 
 QWEN2 = Family(
     arch="qwen2",
@@ -51,23 +56,7 @@ QWEN2 = Family(
     hyper=_hyper,
     prefixes=("model.",),
     own_code=r"([\w.-]+/[\w.-]+--)?modeling(_qwen2?)?\.Qwen2(Model|ForCausalLM)",
-    tensors=(
-        Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
-        Row("norm.weight", "output_norm.weight", ("embd",)),
-    ),
-    layer=(
-        Row(_LAYER + "input_layernorm.weight", "blk.{i}.attn_norm.weight", ("embd",)),
-        Row(_LAYER + "self_attn.q_proj.weight", "blk.{i}.attn_q.weight", ("q", "embd")),
-        Row(_LAYER + "self_attn.q_proj.bias", "blk.{i}.attn_q.bias", ("q",)),
-        Row(_LAYER + "self_attn.k_proj.weight", "blk.{i}.attn_k.weight", ("kv", "embd")),
-        Row(_LAYER + "self_attn.k_proj.bias", "blk.{i}.attn_k.bias", ("kv",)),
-        Row(_LAYER + "self_attn.v_proj.weight", "blk.{i}.attn_v.weight", ("kv", "embd")),
-        Row(_LAYER + "self_attn.v_proj.bias", "blk.{i}.attn_v.bias", ("kv",)),
-        Row(_LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")),
-        Row(_LAYER + "post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight", ("embd",)),
-        Row(_LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
-    ),
+    tensors=TENSORS,
+    layer=layer(attention(biases=True)),
     skipped=SKIPPED,
 )

@@ -13,8 +13,19 @@ from typing import Final
 from edge_embed.errors import UnsupportedCheckpointError
 
 from ..checkpoint import Fields, short
-from .decoder import SKIPPED, attends_back_only, causal_entry, hyper_of, rope_kind, rope_parameters
-from .family import Family, Hyper, Row, must_be
+from .decoder import (
+    SKIPPED,
+    TENSORS,
+    attends_back_only,
+    attention,
+    causal_entry,
+    hyper_of,
+    layer,
+    must_attend_fully,
+    rope_kind,
+    rope_parameters,
+)
+from .family import Family, Hyper, must_be
 
 # What the model card of Qwen3-Reranker puts a pair in, and the task that it names where a user names none.
 RERANK_INSTRUCTION: Final = "Given a web search query, retrieve relevant passages that answer the query"
@@ -38,16 +49,9 @@ def _hyper(config: Fields) -> Hyper:
     # transformers' Qwen3Config has 128 where the field is missing, whatever hidden_size and heads are.
     causal = attends_back_only(config)
     hyper = hyper_of("qwen3", config, head_dim=128, more=causal_entry("qwen3", causal))
-    must_be(
-        config,
-        "layer_types",
-        (["full_attention"] * hyper.n_layer,),
-        "llama.cpp's qwen3 has full attention in all layers",
-    )
+    must_attend_fully(config, "qwen3", hyper.n_layer)
     return hyper
 
-
-_LAYER = "layers.{i}."
 
 QWEN3 = Family(
     arch="qwen3",
@@ -61,23 +65,8 @@ QWEN3 = Family(
     default_pooling="last",
     hyper=_hyper,
     prefixes=("model.",),
-    tensors=(
-        Row("embed_tokens.weight", "token_embd.weight", ("rows", "embd")),
-        Row("norm.weight", "output_norm.weight", ("embd",)),
-    ),
-    layer=(
-        Row(_LAYER + "input_layernorm.weight", "blk.{i}.attn_norm.weight", ("embd",)),
-        Row(_LAYER + "self_attn.q_proj.weight", "blk.{i}.attn_q.weight", ("q", "embd")),
-        Row(_LAYER + "self_attn.q_norm.weight", "blk.{i}.attn_q_norm.weight", ("head",)),
-        Row(_LAYER + "self_attn.k_proj.weight", "blk.{i}.attn_k.weight", ("kv", "embd")),
-        Row(_LAYER + "self_attn.k_norm.weight", "blk.{i}.attn_k_norm.weight", ("head",)),
-        Row(_LAYER + "self_attn.v_proj.weight", "blk.{i}.attn_v.weight", ("kv", "embd")),
-        Row(_LAYER + "self_attn.o_proj.weight", "blk.{i}.attn_output.weight", ("embd", "q")),
-        Row(_LAYER + "post_attention_layernorm.weight", "blk.{i}.ffn_norm.weight", ("embd",)),
-        Row(_LAYER + "mlp.gate_proj.weight", "blk.{i}.ffn_gate.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.up_proj.weight", "blk.{i}.ffn_up.weight", ("ff", "embd")),
-        Row(_LAYER + "mlp.down_proj.weight", "blk.{i}.ffn_down.weight", ("embd", "ff")),
-    ),
+    tensors=TENSORS,
+    layer=layer(attention(norms=0.0)),
     skipped=SKIPPED,
 )
 

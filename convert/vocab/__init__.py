@@ -13,9 +13,9 @@ from edge_embed.errors import UnsupportedCheckpointError
 
 from ..architectures.family import TokenizerKind
 from ..checkpoint import Checkpoint, Fields, short
-from ..tokenizer_json import TOKENIZER_FILE, unsupported
 from . import bpe, sentencepiece, unigram, wordpiece
 from .model_file import tokenizer_of_model_file
+from .tokenizer_json import TOKENIZER_FILE, unsupported
 from .vocabulary import Vocabulary, kind_of
 
 __all__ = ["TokenizerKind", "Vocabulary", "read_tokenizer", "read_vocabulary"]

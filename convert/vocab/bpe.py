@@ -15,9 +15,9 @@ from edge_embed import keys
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 from edge_embed.pipelines import BYTE_LEVEL, IGNORE_MERGES
 
-from ..architectures.family import KeyValue, text, texts, uint
 from ..checkpoint import Fields, short
-from ..tokenizer_json import (
+from ..container.entries import KeyValue, text, texts, uint
+from .tokenizer_json import (
     TOKENIZER_FILE,
     Template,
     added_key_values,

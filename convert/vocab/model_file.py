@@ -12,10 +12,11 @@ from importlib import import_module
 from typing import Any
 
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
+from edge_embed.merges import merges_by_score
 from edge_embed.pipelines import PIPELINES
 
 from ..checkpoint import Checkpoint, Fields, short
-from ..tokenizer_json import TOKENIZER_FILE, token_text
+from .tokenizer_json import TOKENIZER_FILE, token_text
 
 MODEL_FILES = ("sentencepiece.bpe.model", "tokenizer.model")
 _UNIGRAM, _BPE = 1, 2  # sentencepiece_model.proto, TrainerSpec.ModelType
@@ -116,22 +117,15 @@ def _llama(proto: Any, config: Fields, name: str, owner: str) -> dict[str, Any]:
             "fuse_unk": True,
             "byte_fallback": True,
             "vocab": ids,
-            "merges": merges_by_score(proto, ids),
+            "merges": merges_of(proto),
         },
     }
 
 
-def merges_by_score(proto: Any, ids: Mapping[str, int]) -> list[list[str]]:
-    """Every way to make a piece of two, the best piece first."""
-    usable = {piece.piece for piece in proto.pieces if piece.type in (_NORMAL, _USER_DEFINED)}
-    merges: list[list[str]] = []
-    for piece in sorted((piece for piece in proto.pieces if piece.piece in usable), key=lambda piece: -piece.score):
-        text = piece.piece
-        halves = [
-            (ids[text[:n]], ids[text[n:]]) for n in range(1, len(text)) if text[:n] in usable and text[n:] in usable
-        ]
-        merges += [[proto.pieces[left].piece, proto.pieces[right].piece] for left, right in sorted(halves)]
-    return merges
+def merges_of(proto: Any) -> list[list[str]]:
+    """The merges that the pieces' scores stand for."""
+    pieces = {piece.piece: i for i, piece in enumerate(proto.pieces) if piece.type in (_NORMAL, _USER_DEFINED)}
+    return [list(pair) for pair in merges_by_score(pieces, [piece.score for piece in proto.pieces])]
 
 
 def _flagged(config: Fields, ids: Mapping[str, int], name: str, default: bool) -> tuple[str, int] | None:

@@ -14,9 +14,10 @@ from gguf import GGUFValueType, TokenType
 from edge_embed import keys
 from edge_embed.errors import UnsupportedCheckpointError
 
-from ..architectures.family import KeyValue, flag, text, texts, uint
 from ..checkpoint import Fields
-from ..tokenizer_json import (
+from ..container.entries import KeyValue, flag, text, texts, uint
+from .bpe import read_merges
+from .tokenizer_json import (
     TOKENIZER_FILE,
     added_key_values,
     added_tokens,
@@ -28,7 +29,6 @@ from ..tokenizer_json import (
     unsupported,
     vocab_of,
 )
-from .bpe import read_merges
 from .vocabulary import Vocabulary, asked_end, sentencepiece_steps, special_ids, special_texts
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))

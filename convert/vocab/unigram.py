@@ -14,9 +14,9 @@ from gguf import GGUFValueType, TokenType
 from edge_embed import keys
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 
-from ..architectures.family import KeyValue, flag, text, texts, uint
 from ..checkpoint import Fields, short
-from ..tokenizer_json import (
+from ..container.entries import KeyValue, flag, text, texts, uint
+from .tokenizer_json import (
     TOKENIZER_FILE,
     added_key_values,
     added_tokens,

@@ -12,9 +12,10 @@ from edge_embed import keys
 from edge_embed.errors import CheckpointError
 from edge_embed.pipelines import PIPELINES, Pipeline
 
-from ..architectures.family import KeyValue, TokenizerKind, flag, uint
+from ..architectures.family import TokenizerKind
 from ..checkpoint import Fields
-from ..tokenizer_json import Template, model_type, steps_of, token_text, unsupported
+from ..container.entries import KeyValue, flag, uint
+from .tokenizer_json import Template, model_type, steps_of, token_text, unsupported
 
 ENDS_TEXTS = "ends every text"
 """How a note ends that names an EDS token which the post-processor does not append."""

@@ -8,9 +8,9 @@ from edge_embed import keys
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 from edge_embed.pipelines import PHANTOM_SPACE
 
-from ..architectures.family import KeyValue, flag, text, texts, uint
 from ..checkpoint import Fields, short
-from ..tokenizer_json import (
+from ..container.entries import KeyValue, flag, text, texts, uint
+from .tokenizer_json import (
     TOKENIZER_FILE,
     added_tokens,
     check_distinct,

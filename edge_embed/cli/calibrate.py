@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from edge_embed.cli.conversion import progress_option
 from edge_embed.cli.options import AT_LEAST_1
 from edge_embed.cli.terminal import facts, terminable
 from edge_embed.files import INPUT_FORMATS, InputFormat, read_file
@@ -37,7 +38,7 @@ Examples:
     help="File to write.",
 )
 @click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores.")
-@click.option("--progress/--no-progress", default=True, help="Show progress on stderr, or not.")
+@progress_option
 def calibrate(
     model: str,
     file: Path | None,

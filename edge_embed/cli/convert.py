@@ -7,11 +7,19 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1, POOLINGS
+from edge_embed.cli.conversion import (
+    TYPE,
+    offline_option,
+    pooling_option,
+    progress_option,
+    quantizing_threads_option,
+    tensor_type_option,
+)
+from edge_embed.cli.options import AT_LEAST_1
 from edge_embed.cli.pull import announce_checkpoint
 from edge_embed.cli.recipe import RecipeOptions, Shown, recipe_options, show_choice
 from edge_embed.cli.terminal import facts, note, size, table, terminable
@@ -21,30 +29,7 @@ if TYPE_CHECKING:
     from edge_embed.convert import ConversionReport
     from edge_embed.types import Pooling
 
-# edge_embed.convert.FTYPES, spelled out because importing it loads NumPy; a test compares them.
-TYPES: Final = (
-    "f32",
-    "f16",
-    "bf16",
-    "q8_0",
-    "q6_k",
-    "q5_k_m",
-    "q5_k_s",
-    "q4_k_m",
-    "q4_k_s",
-    "iq4_xs",
-    "q4_0",
-    "q3_k_m",
-)
 MOST_SKIPPED = 12  # shown one by one; where there are more, they are alike
-
-
-def pair(value: str) -> tuple[str, str]:
-    """``REGEX=TYPE`` in two."""
-    pattern, found, kind = value.rpartition("=")
-    if not found or not pattern:
-        raise click.BadParameter(f"{value!r} is not REGEX=TYPE")
-    return pattern, kind
 
 
 @click.command(
@@ -64,23 +49,16 @@ Examples:
 @click.option(
     "--type",
     "ftype",
-    type=click.Choice(TYPES, case_sensitive=False),
+    type=TYPE,
     help="What weights are stored as: q8_0 by default, f32 for an adapter. Fewer bits are smaller and less exact.",
 )
-@click.option(
-    "--tensor-type",
-    "overrides",
-    metavar="REGEX=TYPE",
-    multiple=True,
-    callback=lambda _ctx, _param, values: [pair(value) for value in values],
-    help="Another type for the matrices whose name matches, e.g. attn_v=f16; repeat it, the first match counts.",
-)
+@tensor_type_option
 @recipe_options
 @click.option("--name", help="The model's name in the file; the folder's name by default.")
 @click.option("--license", "license_id", metavar="SPDX", help="Licence of the weights, recorded in the file.")
 @click.option("--repository", metavar="ORG/MODEL", help="Where the weights come from, recorded in the file.")
 @click.option("--revision", metavar="COMMIT", help="Commit, tag or branch of the repository; a folder's is recorded.")
-@click.option("--pooling", type=click.Choice(POOLINGS), help="For a checkpoint that does not say how it is pooled.")
+@pooling_option
 @click.option(
     "--mrl-dimension", "mrl", type=AT_LEAST_1, metavar="N", multiple=True, help="A size trained with MRL; repeat it."
 )
@@ -93,7 +71,7 @@ Examples:
 @click.option(
     "--base", metavar="DIR", type=click.Path(path_type=Path), help="The model of the adapter DIR, to convert just that."
 )
-@click.option("--offline", is_flag=True, help="Use only what the Hugging Face cache holds; also HF_HUB_OFFLINE=1.")
+@offline_option
 @click.option(
     "--verify/--no-verify",
     default=True,
@@ -106,12 +84,8 @@ Examples:
     help="Keep no file that loses more at any text. Without --type: choose each matrix's type by measuring what it "
     "costs, for the smallest file that keeps to this.",
 )
-@click.option("--threads", type=AT_LEAST_1, metavar="N", help="Threads that quantize, if not all physical cores.")
-@click.option(
-    "--progress/--no-progress",
-    default=True,
-    help="Show progress on stderr, or not: a bar on a terminal, a line now and then elsewhere.",
-)
+@quantizing_threads_option
+@progress_option
 def convert(
     source: str,
     output: Path | None,
@@ -218,15 +192,9 @@ def convert(
                         folder,
                         output,
                         target,
+                        recipe.measuring(threads, shown, verify=held if verify else None),
                         convert_exact=lambda path, kind: converted(path, kind, None, None),
                         merged=merge_lora is not None,
-                        texts=recipe.texts,
-                        dataset=recipe.dataset,
-                        imatrix=recipe.imatrix,
-                        threads=threads,
-                        log=shown.log,
-                        progress=shown,
-                        verify=held if verify else None,
                     )
                 report = choice.report
     for line in summary(report):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from edge_embed.cli.convert import TYPES, pair, summary
-from edge_embed.cli.options import AT_LEAST_1
+from edge_embed.cli.conversion import TYPE, progress_option, quantizing_threads_option, tensor_type_option
+from edge_embed.cli.convert import summary
 from edge_embed.cli.recipe import RecipeOptions, Shown, recipe_options, show_choice
 from edge_embed.cli.terminal import note, terminable
 
@@ -23,15 +23,8 @@ Examples:
 )
 @click.argument("source", metavar="IN.gguf", type=click.Path(path_type=Path))
 @click.argument("output", metavar="OUT.gguf", type=click.Path(path_type=Path))
-@click.option("--type", "ftype", type=click.Choice(TYPES, case_sensitive=False), help="What weights are stored as.")
-@click.option(
-    "--tensor-type",
-    "overrides",
-    metavar="REGEX=TYPE",
-    multiple=True,
-    callback=lambda _ctx, _param, values: [pair(value) for value in values],
-    help="Another type for the matrices whose name matches, e.g. attn_v=f16; repeat it, the first match counts.",
-)
+@click.option("--type", "ftype", type=TYPE, help="What weights are stored as.")
+@tensor_type_option
 @recipe_options
 @click.option(
     "--min-cosine",
@@ -44,12 +37,8 @@ Examples:
     is_flag=True,
     help="Take a file that is quantized already: its errors and the new ones add up.",
 )
-@click.option("--threads", type=AT_LEAST_1, metavar="N", default=2, show_default=True, help="Threads to use.")
-@click.option(
-    "--progress/--no-progress",
-    default=True,
-    help="Show progress on stderr, or not: a bar on a terminal, a line now and then elsewhere.",
-)
+@quantizing_threads_option
+@progress_option
 def quantize(
     source: Path,
     output: Path,
@@ -58,7 +47,7 @@ def quantize(
     recipe: RecipeOptions,
     min_cosine: float | None,
     allow_requantize: bool,
-    threads: int,
+    threads: int | None,
     progress: bool,
 ) -> None:
     """Write a GGUF again with other types.
@@ -68,28 +57,20 @@ def quantize(
     --no-verify` gives. It is read and written tensor by tensor, and gets its name when it is whole. With --max-size or
     --min-cosine each matrix's type is chosen by what it costs the vectors: the model is run, and must fit into memory.
     """
+    from edge_embed.convert.quantize import quantize as run
     from edge_embed.convert.recipe import quantize_to_target
-    from edge_embed.convert.requantize import quantize as run
+    from edge_embed.engine.devices import default_threads
     from edge_embed.progress import BytesProgress
 
     if ftype is not None and min_cosine is not None:
         raise click.UsageError("--type and --min-cosine both choose the types: give one of them")
     target = recipe.target(ftype, min_cosine, others=bool(overrides))
+    threads = threads or default_threads()
     if target is None and ftype is None:
         raise click.UsageError("give a --type, a --max-size or a --min-cosine")
     if target is not None:
         with terminable(), Shown(enabled=progress) as shown:
-            choice = quantize_to_target(
-                source,
-                output,
-                target,
-                texts=recipe.texts,
-                dataset=recipe.dataset,
-                imatrix=recipe.imatrix,
-                threads=threads,
-                log=shown.log,
-                progress=shown,
-            )
+            choice = quantize_to_target(source, output, target, recipe.measuring(threads, shown))
         report = choice.report
     else:
         with terminable(), BytesProgress("quantizing", enabled=progress) as bar:

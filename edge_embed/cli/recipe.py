@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,7 +15,7 @@ from edge_embed.cli.terminal import facts, note, size, table
 from edge_embed.files import read_file
 
 if TYPE_CHECKING:
-    from edge_embed.convert.recipe import Choice, Log, Target
+    from edge_embed.convert.recipe import Choice, Log, Measuring, Target, Verify
     from edge_embed.progress import Progress
 
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -64,15 +64,14 @@ class RecipeOptions:
             require(self.plot)
         return Target(max_bytes=self.max_size) if self.max_size is not None else Target(min_cosine=min_cosine)
 
-    @property
-    def texts(self) -> list[str] | None:
-        """The calibration texts, or None for the built-in ones."""
-        return None if self.calibration is None else list(read_file(self.calibration))
+    def measuring(self, threads: int, shown: Shown, verify: Verify | None = None) -> Measuring:
+        """How the types are chosen, for the converter; reads the calibration texts."""
+        from edge_embed.convert.recipe import Measuring
 
-    @property
-    def dataset(self) -> str:
-        """What they are called."""
-        return "built-in texts" if self.calibration is None else self.calibration.name
+        how = Measuring(imatrix=self.imatrix, threads=threads, log=shown.log, progress=shown, verify=verify)
+        if self.calibration is None:
+            return how
+        return replace(how, texts=list(read_file(self.calibration)), dataset=self.calibration.name)
 
 
 def recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -130,7 +129,7 @@ class Shown:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
-            self._bar = None
+            self._bar, self._done = None, 0
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """A measurement of ``total`` is done."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1, POOLINGS
+from edge_embed.cli.conversion import offline_option, pooling_option, progress_option
+from edge_embed.cli.options import AT_LEAST_1
 from edge_embed.cli.pull import announce_checkpoint
 from edge_embed.cli.terminal import facts, note, say_json, shorten, table
 from edge_embed.errors import VerificationError
@@ -48,20 +49,16 @@ Examples:
     metavar="X",
     help="Fail where a text's vector is farther off; by default what breaks a file of its type.",
 )
-@click.option("--pooling", type=click.Choice(POOLINGS), help="For a checkpoint that does not say how it is pooled.")
+@pooling_option
 @click.option(
     "--merge-lora", metavar="ADAPTER", type=click.Path(path_type=Path), help="The PEFT adapter that was merged."
 )
 @click.option("--reranker", is_flag=True, help="The original is a Qwen3-Reranker.")
-@click.option("--offline", is_flag=True, help="Use only what the Hugging Face cache holds; also HF_HUB_OFFLINE=1.")
+@offline_option
 @click.option("--record", "keep", is_flag=True, help="Put the figures into the file, where they replace the old ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads of the runtime.")
-@click.option(
-    "--progress/--no-progress",
-    default=True,
-    help="Show progress on stderr, or not: a bar on a terminal, a line now and then elsewhere.",
-)
+@progress_option
 def verify(
     gguf: str,
     reference: str,

@@ -11,7 +11,7 @@ the first use. Exceptions cannot pass through C: an observer keeps the first and
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -210,25 +210,36 @@ class WeightObserver(Observer):
     def saw(self, node: _Tensor) -> None:
         raise AssertionError(f"{node.title} was not asked for")
 
-    def replace(self, name: str, kind: int, block: tuple[int, int], data: bytes) -> None:
+    def replace(self, name: str, kind: int, block: tuple[int, int], parts: Iterable[bytes]) -> None:
         """Put other data of another type in a matrix's place; no larger than what the file had.
 
         Args:
             name: one of ``names``.
             kind: ggml's number of the type.
             block: values and bytes of its blocks.
-            data: the whole matrix in that type.
+            parts: the matrix in that type, in order. Where making one raises, the matrix is to be replaced again.
+
+        Raises:
+            ValueError: the parts are more or fewer bytes than the matrix has in that type, or than there is room.
         """
         address, room = self._found[name]
         tensor = _Tensor.from_address(address)
         row = tensor.ne[0] // block[0] * block[1]
-        if row * tensor.ne[1] * tensor.ne[2] * tensor.ne[3] != len(data) or len(data) > room:
-            raise ValueError(f"{len(data)} bytes do not fit in the place of {name}")
+        size = row * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]
+        if size > room:
+            raise ValueError(f"{size} bytes do not fit in the place of {name}")
         tensor.type = kind
         tensor.nb[0], tensor.nb[1] = block[1], row
         tensor.nb[2] = row * tensor.ne[1]
         tensor.nb[3] = tensor.nb[2] * tensor.ne[2]
-        self._lib.ggml.ggml_backend_tensor_set(address, data, 0, len(data))
+        done = 0
+        for part in parts:
+            if done + len(part) > size:
+                raise ValueError(f"{done + len(part)} bytes do not fit in the place of {name}, which has {size}")
+            self._lib.ggml.ggml_backend_tensor_set(address, part, done, len(part))
+            done += len(part)
+        if done != size:
+            raise ValueError(f"{done} bytes do not fit in the place of {name}, which has {size}")
 
 
 def _span(tensor: _Tensor) -> int:

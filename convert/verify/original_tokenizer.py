@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from edge_embed.errors import CheckpointError
 
-from .checkpoint import Checkpoint
-from .plan import Plan
-from .tokenizer_json import TOKENIZER_FILE
-from .vocab import read_tokenizer
+from ..checkpoint import Checkpoint
+from ..plan import Plan
+from ..vocab import read_tokenizer
+from ..vocab.tokenizer_json import TOKENIZER_FILE
 
 
 @dataclass(frozen=True, slots=True)

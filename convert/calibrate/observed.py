@@ -7,7 +7,6 @@ and as a document, with the model's own prompts, tokenizer and EDS token; once w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,8 +16,7 @@ import numpy as np
 from edge_embed.errors import InvalidOptionError
 from edge_embed.types import Float32Array
 
-from .calibration_texts import TEXTS
-from .imatrix import Columns, ImportanceMatrix, write_imatrix
+from .texts import TEXTS
 
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
@@ -29,27 +27,6 @@ _AT_ONCE = 32  # texts between two reports of progress
 Framing = Literal["query", "document"]
 Tick = Callable[[int, int], None]
 """Called with (texts done, texts in all)."""
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationReport:
-    """What a calibration did.
-
-    Attributes:
-        path: the importance matrix.
-        name: the model's name.
-        n_texts: texts computed, each counted once for each framing.
-        n_tokens: tokens computed.
-        framings: how they were framed, e.g. ``("query", "document")``.
-        n_matrices: weight matrices that were measured.
-    """
-
-    path: Path
-    name: str
-    n_texts: int
-    n_tokens: int
-    framings: tuple[str, ...]
-    n_matrices: int
 
 
 class ObservedModel:
@@ -95,6 +72,11 @@ class ObservedModel:
                     tick(done, len(texts) * len(self.framings))
         return np.concatenate(parts), n_tokens
 
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Tokens that the texts have in every framing; nothing is computed."""
+        prefixes = [self.embedder.prompt_of(framing) for framing in self.framings]
+        return sum(len(self.embedder.tokenize(prefix + text).token_ids) for prefix in prefixes for text in texts)
+
     def close(self) -> None:
         self.embedder.close()
 
@@ -127,45 +109,3 @@ def texts_or_default(texts: Iterable[str] | None) -> list[str]:
     if not found:
         raise InvalidOptionError("there are no texts to calibrate with", hint="a few hundred of your own are best")
     return found
-
-
-def calibrate(
-    model: Path | str,
-    texts: Iterable[str] | None,
-    output: Path | str,
-    *,
-    dataset: str = "built-in",
-    threads: int | None = None,
-    tick: Tick | None = None,
-) -> CalibrationReport:
-    """Measure an importance matrix and write it.
-
-    Args:
-        model: a GGUF; F32, F16 or BF16 measures the model itself, a quantized one its approximation.
-        texts: such as the model will see; identical and blank ones are left out. The built-in ones for None.
-        output: the file to write, whole or not at all.
-        dataset: what the texts are called in it.
-        threads: CPU threads; the usable physical cores by default.
-        tick: called as texts are done.
-
-    Raises:
-        ModelError, EngineError: the model cannot be run.
-        InvalidOptionError: there are no texts.
-        OutputFileError: the file cannot be written.
-    """
-    from edge_embed.engine.observe import InputObserver
-
-    chosen = texts_or_default(texts)
-    observer = InputObserver()
-    with ObservedModel(Path(model), observer, threads=threads) as observed:
-        _, n_tokens = observed.vectors(chosen, tick)
-        name, used = observed.embedder.info.name, observed.framings
-    n_texts = len(chosen) * len(used)
-    columns = {
-        name: Columns(inputs.sums.astype(np.float32), float(inputs.count))
-        for name, inputs in sorted(observer.inputs.items())
-    }
-    # llama.cpp cuts its text into chunks of equal length; ours are whole texts, so the length is their mean.
-    matrix = ImportanceMatrix(Path(output).name, columns, (dataset,), n_texts, max(1, round(n_tokens / n_texts)))
-    write_imatrix(Path(output), matrix)
-    return CalibrationReport(Path(output), name, n_texts, n_tokens, used, len(columns))

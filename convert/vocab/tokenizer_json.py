@@ -15,8 +15,8 @@ from gguf import GGUFValueType, TokenType
 from edge_embed import keys
 from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 
-from .architectures.family import KeyValue
-from .checkpoint import Fields, short
+from ..checkpoint import Fields, short
+from ..container.entries import KeyValue
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from edge_embed.errors import UnsupportedModelError
 from edge_embed.gguf_header import GgufHeader
 
-from .checkpoint import short
+from ..checkpoint import short
 from .compare import ScoreLoss, TensorLoss, VectorLoss
 
 

@@ -17,11 +17,10 @@ from gguf import GGMLQuantizationType as Kind
 from edge_embed.gguf_header import TensorInfo
 from edge_embed.types import Float32Array
 
-from . import ggml
-from .architectures.family import PlannedTensor
-from .checkpoint import Checkpoint
-from .quantize import chunks
-from .values import read_rows
+from ..architectures.family import PlannedTensor
+from ..blocks.rows import chunks, decode_rows
+from ..checkpoint import Checkpoint
+from ..values import read_rows
 
 WORST = 5  # texts that are named
 
@@ -121,19 +120,8 @@ def tensor_losses(
 def _squares(pair: TensorPair, checkpoint: Checkpoint, first: int, count: int, data: bytes) -> tuple[float, float]:
     """Sums of squares: of the differences, and of the values."""
     wanted = read_rows(checkpoint, pair.planned, first, count).ravel()
-    difference = dequantized(data, pair.stored.type_name, pair.planned.ref.n_cols).ravel() - wanted
+    difference = decode_rows(data, Kind[pair.stored.type_name], pair.planned.ref.n_cols).ravel() - wanted
     return float(difference @ difference), float(wanted @ wanted)
-
-
-def dequantized(data: bytes, type_name: str, n_cols: int) -> Float32Array:
-    """Rows of a GGUF's tensor as float32 ``[n_rows, n_cols]``."""
-    if type_name == "F32":
-        return np.frombuffer(data, "<f4").astype(np.float32, copy=False).reshape(-1, n_cols)
-    if type_name == "F16":
-        return np.frombuffer(data, "<f2").astype(np.float32).reshape(-1, n_cols)
-    if type_name == "BF16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(-1, n_cols)
-    return ggml.dequantize(data, Kind[type_name], n_cols)
 
 
 def vector_loss(expected: Float32Array, found: Float32Array, texts: Sequence[str], n_tokens: int) -> VectorLoss:

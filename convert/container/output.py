@@ -31,7 +31,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
 from edge_embed.errors import OutputFileError
 
-from .architectures.family import KeyValue
+from .entries import KeyValue
 
 if sys.platform != "win32":
     import fcntl
@@ -40,7 +40,7 @@ ALIGNMENT = 32  # GGUF's default, which needs no key
 
 
 @dataclass(frozen=True, slots=True)
-class TensorInfo:
+class OutputTensor:
     """A line of the tensor table; ``shape`` is row-major."""
 
     name: str
@@ -70,7 +70,7 @@ class GGUFOutput:
         path: Path,
         arch: str,
         key_values: Sequence[KeyValue],
-        tensors: Sequence[TensorInfo],
+        tensors: Sequence[OutputTensor],
         head: bytes | None = None,
     ) -> None:
         """``head``, where it is given, is everything in front of the data and its padding, and stands for the rest."""

@@ -25,9 +25,9 @@ from edge_embed.errors import CheckpointError, ModelFileError
 from edge_embed.gguf_header import GgufHeader, TensorInfo, read_header
 from edge_embed.types import Float32Array
 
-from . import container
-from .architectures.family import KeyValue, text, texts, uint
-from .container_raw import encode_entry, encode_head
+from ..container.entries import KeyValue, text, texts, uint
+from ..container.output import GGUFOutput, OutputTensor
+from ..container.raw import encode_entry, encode_head
 
 TYPE = "imatrix"
 _DATASETS, _CHUNKS, _CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
@@ -149,14 +149,14 @@ def write_imatrix(path: Path, matrix: ImportanceMatrix) -> None:
         uint(_CHUNKS, matrix.chunk_count),
         uint(_CHUNK_SIZE, matrix.chunk_size),
     ]
-    tables: list[tuple[container.TensorInfo, Float32Array]] = []
+    tables: list[tuple[OutputTensor, Float32Array]] = []
     for name, columns in sorted(matrix.columns.items()):
         for suffix, values in ((_SUMS, columns.sums), (_COUNTS, np.array([columns.count], np.float32))):
-            info = container.TensorInfo(name + suffix, (1, values.size), Kind.F32, values.nbytes)
+            info = OutputTensor(name + suffix, (1, values.size), Kind.F32, values.nbytes)
             tables.append((info, values.astype("<f4", copy=False)))
     infos = [info for info, _ in tables]
     head = encode_head([encode_entry(entry) for entry in entries], infos)
-    with container.GGUFOutput(path, "", (), infos, head=head) as file:
+    with GGUFOutput(path, "", (), infos, head=head) as file:
         for _, values in tables:
             file.write(values.tobytes())
             file.pad()

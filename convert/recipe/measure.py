@@ -6,7 +6,8 @@ type. So the loss includes the rounding of the activations, which many kernels d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -20,10 +21,10 @@ from edge_embed.errors import CheckpointError, UnsupportedCheckpointError
 from edge_embed.gguf_header import TensorInfo
 from edge_embed.types import Float32Array
 
-from . import ggml
-from .calibrate import ObservedModel
-from .quantize import chunks, encode_rows, in_order, is_quantizable, tensor_bytes
-from .requantize import GGUFSource, kind_of
+from ..blocks.rows import chunks, decode_rows, encode_rows, in_order, tensor_bytes
+from ..blocks.types import is_quantizable
+from ..calibrate.observed import ObservedModel
+from ..gguf_source import GGUFSource, kind_of
 
 Losses = npt.NDArray[np.float64]
 """1 - cosine to the unquantized vector, of each text in each framing."""
@@ -31,6 +32,7 @@ Losses = npt.NDArray[np.float64]
 NEIGHBOURS = 10
 _KEEP_BYTES = 2**29  # of encoded matrices: all types of a small model, none of a large one
 _SAMPLE_ROWS = 256
+_FITS_ALL = 65504.0  # float16's largest: no scale of a block is larger than the values that it is for
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,52 +54,60 @@ class MeasuredModel:
     """A model in memory whose matrices can be given other types; ``close()`` (or ``with``) frees it.
 
     Attributes:
-        matrices: those that can be replaced, in the file's order.
+        matrices: those that can be replaced, in the file's order; known once texts were computed.
+        reference: unit vectors of these texts in every framing, ``[n_framings * n, d]``.
     """
 
     def __init__(
         self,
         source: GGUFSource,
-        texts: Sequence[str],
         weights: Mapping[str, Float32Array],
         *,
         threads: int = 2,
         engine_threads: int | None = None,
     ) -> None:
-        """Load it and compute the texts' own vectors.
+        """Load it.
 
         Args:
             source: an F32, F16 or BF16 file.
-            texts: what the loss is measured on.
             weights: importance of the columns, by tensor.
             threads: how many threads quantize.
             engine_threads: how many compute; the usable physical cores by default.
 
         Raises:
             ModelError, EngineError: the model cannot be run.
-            UnsupportedCheckpointError: a matrix is used in a way that is not known here.
         """
         from edge_embed.engine.observe import WeightObserver
 
         self._source, self._weights, self._threads = source, weights, threads
-        self._texts: Sequence[str] = texts
+        self._texts: Sequence[str] = ()
         self._observer = WeightObserver()
         self._kept: dict[tuple[str, Kind], bytes] = {}
         self._kept_bytes = 0
         self._model = ObservedModel(source.path, self._observer, mmap=False, threads=engine_threads)
-        try:
-            self.reference, self.n_tokens = self._model.vectors(texts)
-        except BaseException:
-            self.close()
-            raise
-        candidates = [t for t in source.tensors if is_quantizable(t.name, t.shape[::-1])]
+        self._largest: dict[str, float] = {}
+        self.matrices: tuple[TensorInfo, ...] = ()
+
+    def measure_on(self, texts: Sequence[str]) -> None:
+        """Compute the texts' own vectors, which losses are then taken from; all matrices must be as in the file.
+
+        Raises:
+            EngineError, InputError: a text cannot be computed.
+            UnsupportedCheckpointError: a matrix is used in a way that is not known here.
+        """
+        self._texts = texts
+        self.reference, _ = self._model.vectors(texts)
+        candidates = [t for t in self._source.tensors if is_quantizable(t.name, t.shape[::-1])]
         self.matrices = tuple(t for t in candidates if t.name in self._observer.names)
-        unused = [t.name for t in candidates if t not in self.matrices]
         if not self.matrices:
-            self.close()
             raise UnsupportedCheckpointError(
-                f"{source.path}: no matrix was seen in the model's graph (expected {', '.join(unused[:3])}, ...)"
+                f"{self._source.path}: no matrix was seen in the model's graph "
+                f"(expected {', '.join(t.name for t in candidates[:3])}, ...)"
             )
+
+    def tokens_per_text(self, texts: Sequence[str]) -> float:
+        """Tokens that are computed for a text, on average: all framings and their prompts included."""
+        return self._model.count_tokens(texts) / len(texts)
 
     @property
     def framings(self) -> tuple[str, ...]:
@@ -116,9 +126,23 @@ class MeasuredModel:
         """Give a matrix that type.
 
         Raises:
-            CheckpointError: a value does not fit it.
+            CheckpointError: a value does not fit it; the matrix must then be replaced again.
         """
-        self._observer.replace(tensor.name, int(kind), GGML_QUANT_SIZES[kind], self._encoded(tensor, kind))
+        with contextlib.closing(self._encoded(tensor, kind)) as parts:
+            self._observer.replace(tensor.name, int(kind), GGML_QUANT_SIZES[kind], parts)
+
+    def fits(self, tensor: TensorInfo, kind: Kind) -> bool:
+        """Whether every value of the matrix fits the type; it may have that type afterwards."""
+        if tensor.name not in self._largest:
+            largest = (float(np.abs(self._source.rows(tensor, *part)).max(initial=0.0)) for part in self._parts(tensor))
+            self._largest[tensor.name] = max(largest, default=0.0)
+        if self._largest[tensor.name] <= _FITS_ALL:
+            return True
+        try:
+            self.replace(tensor, kind)
+        except CheckpointError:
+            return False
+        return True
 
     def restore(self, tensor: TensorInfo) -> None:
         """Give a matrix its own values back."""
@@ -139,12 +163,7 @@ class MeasuredModel:
         rows = np.concatenate([self._source.rows(tensor, row, 1) for row in range(0, n_rows, step)])
         importance = self._weights.get(tensor.name)
         data = encode_rows(rows, kind, tensor.name, importance)
-        if kind == Kind.F16:
-            back = np.frombuffer(data, "<f2").astype(np.float32).reshape(rows.shape)
-        elif kind == Kind.BF16:
-            back = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(rows.shape)
-        else:
-            back = ggml.dequantize(data, kind, tensor.shape[0])
+        back = decode_rows(data, kind, tensor.shape[0])
         squares = (back - rows).astype(np.float64) ** 2
         return float((squares if importance is None else squares * importance).mean())
 
@@ -166,26 +185,36 @@ class MeasuredModel:
         losses: Losses = 1.0 - (vectors.astype(np.float64) * self.reference).sum(axis=1)
         return losses
 
-    def _encoded(self, tensor: TensorInfo, kind: Kind) -> bytes:
-        """The whole matrix in that type; kept where there is room."""
+    def _parts(self, tensor: TensorInfo) -> Iterator[tuple[int, int]]:
+        """``(first, count)`` of chunks of its rows."""
+        return chunks(tensor.n_bytes // tensor_bytes(kind_of(tensor), (tensor.shape[0],)), tensor.shape[0])
+
+    def _encoded(self, tensor: TensorInfo, kind: Kind) -> Generator[bytes, None, None]:
+        """The matrix in that type, part by part: whole matrices of a large model would double its memory."""
+        if kind == kind_of(tensor):
+            for first, count in self._parts(tensor):
+                yield self._source.bytes_of(tensor, first, count)
+            return
         kept = self._kept.get((tensor.name, kind))
         if kept is not None:
-            return kept
-        n_rows = tensor.n_bytes // tensor_bytes(kind_of(tensor), (tensor.shape[0],))
-        parts = chunks(n_rows, tensor.shape[0])
-        if kind == kind_of(tensor):
-            return b"".join(self._source.bytes_of(tensor, first, count) for first, count in parts)
+            yield kept
+            return
 
         def encode(first: int, count: int) -> bytes:
             rows = self._source.rows(tensor, first, count)
             return encode_rows(rows, kind, f"{self._source.path}: {tensor.name}", self._weights.get(tensor.name))
 
-        jobs: list[Callable[[], bytes]] = [partial(encode, *part) for part in parts]
-        data = b"".join(in_order(jobs, self._threads))
-        if self._kept_bytes + len(data) <= _KEEP_BYTES:
-            self._kept[tensor.name, kind] = data
-            self._kept_bytes += len(data)
-        return data
+        size = tensor_bytes(kind, tensor.shape[::-1])
+        keep: list[bytes] | None = [] if self._kept_bytes + size <= _KEEP_BYTES else None
+        jobs: list[Callable[[], bytes]] = [partial(encode, *part) for part in self._parts(tensor)]
+        with contextlib.closing(in_order(jobs, self._threads)) as parts:
+            for part in parts:
+                if keep is not None:
+                    keep.append(part)
+                yield part
+        if keep is not None:
+            self._kept[tensor.name, kind] = b"".join(keep)
+            self._kept_bytes += size
 
 
 def compare(reference: Float32Array, vectors: Float32Array) -> Figures:
@@ -204,12 +233,3 @@ def _neighbours(vectors: Float32Array, count: int) -> npt.NDArray[np.int64]:
     np.fill_diagonal(similarity, -np.inf)
     nearest: npt.NDArray[np.int64] = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
     return nearest
-
-
-def fits(model: MeasuredModel, tensor: TensorInfo, kind: Kind) -> bool:
-    """Whether every value of the matrix fits the type."""
-    try:
-        model.replace(tensor, kind)
-    except CheckpointError:
-        return False
-    return True

@@ -18,15 +18,20 @@ from edge_embed import keys
 from edge_embed.errors import CheckpointError, InvalidOptionError, UnsupportedCheckpointError
 from edge_embed.types import Float32Array
 
-from .architectures import family_of
-from .architectures.family import KeyValue, PlannedTensor, plan_tensors, real, text, uint
-from .checkpoint import Checkpoint
-from .container import GGUFOutput, TensorInfo
-from .convert import ConversionReport, TensorReport, check_texts, output_path
-from .lora import Adapter, Update, match
-from .modules import read_modules
-from .quantize import RECIPES, encode_rows, tensor_bytes
-from .values import read_rows
+from ..architectures import family_of
+from ..architectures.family import Family, PlannedTensor, SkippedTensor, plan_tensors
+from ..architectures.qwen3 import QWEN3, QWEN3_CROSS
+from ..blocks.rows import encode_rows, tensor_bytes
+from ..blocks.types import RECIPES
+from ..checkpoint import Checkpoint
+from ..container.entries import KeyValue, real, text, uint
+from ..container.output import GGUFOutput, OutputTensor
+from ..modules import read_modules
+from ..reranker import is_reranker
+from ..values import read_rows
+from ..writing import ConversionReport, TensorReport, check_texts, output_path
+from .merge import match
+from .peft import ADAPTER_WEIGHTS, Adapter, Update
 
 FTYPES = ("f32", "f16", "bf16")
 # Where llama.cpp's graphs add an adapter (llm_graph_context::build_lora_mm). It would do so to token embeddings, too,
@@ -82,16 +87,18 @@ def convert_adapter(
     folder = Path(source)
     title = name or folder.resolve().name
     check_texts(name=title, license=license, repository=repository, revision=revision)
-    with Adapter(folder) as adapter, Checkpoint(read_modules(Path(base)).transformer) as checkpoint:
+    modules = read_modules(Path(base))
+    with Adapter(folder) as adapter, Checkpoint(modules.transformer) as checkpoint:
         family = family_of(checkpoint.config)
         planned, _ = plan_tensors(family, family.hyper(checkpoint.config), checkpoint.tensors)
         updates, ignored = match(adapter, family, checkpoint.tensors)
+        notes = _head_notes(ignored, family, reranker=family is QWEN3_CROSS or is_reranker(Path(base), modules))
         pairs, alpha = _pairs(adapter, updates, planned, {skipped.name for skipped in ignored})
         infos = []
         for pair in pairs:
             for half, ref in (("lora_a", pair.update.a), ("lora_b", pair.update.b)):
                 tensor = f"{pair.planned.name}.{half}"
-                infos.append(TensorInfo(tensor, ref.shape, recipe.default, tensor_bytes(recipe.default, ref.shape)))
+                infos.append(OutputTensor(tensor, ref.shape, recipe.default, tensor_bytes(recipe.default, ref.shape)))
         key_values = [
             text("general.type", "adapter"),
             text("general.name", title),
@@ -115,7 +122,7 @@ def convert_adapter(
         ftype=recipe.label,
         tensors=tensors,
         skipped=ignored,
-        notes=(),
+        notes=notes,
         n_parameters=n_parameters,
         size_bytes=file.size,
         bits_per_weight=8 * sum(t.nbytes for t in tensors) / n_parameters,
@@ -151,6 +158,25 @@ def _pairs(
     alpha = alphas.pop() if len(alphas) == 1 else adapter.alpha
     alpha = float(np.float32(alpha))
     return [_Pair(tensor, update, update.scale * update.rank / alpha) for tensor, update in found], alpha
+
+
+def _head_notes(ignored: Sequence[SkippedTensor], family: Family, *, reranker: bool) -> tuple[str, ...]:
+    """That a reranker made of the base would score without the adapter's change to its output matrix.
+
+    Raises:
+        UnsupportedCheckpointError: the base is a reranker, and the adapter changes what it scores by.
+    """
+    heads = [s.name for s in ignored if s.name.endswith(("lm_head", "score"))] if family in (QWEN3, QWEN3_CROSS) else []
+    if heads and reranker:
+        raise UnsupportedCheckpointError(
+            f"{ADAPTER_WEIGHTS}: {heads[0]!r} changes what the reranker scores by, and llama.cpp does not add an "
+            "adapter there",
+            hint="merge the adapter while converting its base: --merge-lora ADAPTER",
+        )
+    return tuple(
+        f"{name} is left out: embeddings do not use it; a reranker scores by it and needs the adapter merged"
+        for name in heads
+    )
 
 
 def _b(adapter: Adapter, pair: _Pair) -> Float32Array:

@@ -17,8 +17,8 @@ from gguf import GGUFValueType
 
 from edge_embed.types import Float32Array
 
-from .architectures.family import KeyValue
-from .container import ALIGNMENT, TensorInfo, padded
+from .entries import KeyValue
+from .output import ALIGNMENT, OutputTensor, padded
 
 _STRING, _ARRAY = int(GGUFValueType.STRING), int(GGUFValueType.ARRAY)
 _SCALARS = {
@@ -94,7 +94,7 @@ def replace_entries(
     return result + new
 
 
-def encode_head(entries: Sequence[bytes], tensors: Sequence[TensorInfo]) -> bytes:
+def encode_head(entries: Sequence[bytes], tensors: Sequence[OutputTensor]) -> bytes:
     """Everything in front of the tensors' data, without the padding that follows it."""
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(entries)), *entries]
     offset = 0
@@ -106,7 +106,7 @@ def encode_head(entries: Sequence[bytes], tensors: Sequence[TensorInfo]) -> byte
     return b"".join(parts)
 
 
-def file_size(head: bytes, tensors: Sequence[TensorInfo]) -> int:
+def file_size(head: bytes, tensors: Sequence[OutputTensor]) -> int:
     """Bytes of the file that has this head."""
     assert ALIGNMENT == 32, "padded() aligns the head as well"
     return padded(len(head)) + sum(padded(tensor.nbytes) for tensor in tensors)
