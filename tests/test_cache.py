@@ -32,7 +32,7 @@ from edge_embed.errors import (
 )
 from edge_embed.testing import FakeEngine, fake_embedder, fake_reranker
 from edge_embed.types import Encoding
-from tests.tiny_gguf import gguf_bytes, tiny_bert
+from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_reranker
 
 WIDTH = 256
 ROW = 4 * WIDTH
@@ -663,6 +663,28 @@ def test_embed_uses_the_cache_where_it_is_asked_to(
     shown = command("cache").stdout
     assert "nothing yet" in shown
     assert "5.00 GB" in shown
+
+
+def test_rerank_uses_the_cache_in_both_stages(bert_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same answer, and a row for each text, the query and each pair."""
+    monkeypatch.setenv("EDGE_EMBED_CACHE", str(tmp_path))
+    (tmp_path / "reranker.gguf").write_bytes(gguf_bytes(*tiny_reranker()))
+    rerank = [
+        "rerank",
+        "-m",
+        tmp_path / "reranker.gguf",
+        "--embedder",
+        bert_path,
+        "--threads",
+        "1",
+        "bees",
+        "sun",
+        "bus",
+    ]
+    plain = command(*rerank)
+    assert plain.exit_code == 0, plain.stderr
+    assert command(*rerank, "--cache").stdout == command(*rerank, "--cache").stdout == plain.stdout
+    assert json.loads(command("cache", "--json").stdout)["entries"] == 3 + 2
 
 
 def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:

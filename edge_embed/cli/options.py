@@ -224,16 +224,21 @@ def model_options(command: Command) -> Command:
         click.option(
             "--projection", metavar="FILE", help="A projection of `edge-embed project fit` that vectors go through."
         ),
-        click.option(
-            "--cache/--no-cache",
-            default=False,
-            envvar="EDGE_EMBED_CACHE_VECTORS",
-            help="Keep vectors for the next time (see `edge-embed cache`); also EDGE_EMBED_CACHE_VECTORS=1.",
-        ),
+        cache_option("vectors"),
         click.option(
             "-y", "--yes", is_flag=True, envvar="EDGE_EMBED_DOWNLOAD", help="Download a model that is missing unasked."
         ),
     )  # fmt: skip
+
+
+def cache_option(what: str) -> Callable[[Command], Command]:
+    """Adds ``--cache``."""
+    return click.option(
+        "--cache/--no-cache",
+        default=False,
+        envvar="EDGE_EMBED_CACHE_VECTORS",
+        help=f"Keep {what} for the next time (see `edge-embed cache`); also EDGE_EMBED_CACHE_VECTORS=1.",
+    )
 
 
 def lora_file(value: str) -> tuple[str, float]:

@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1, Command, TextSource, grouped, lora_file, text_source, truncate_option
+from edge_embed.cli.options import (
+    AT_LEAST_1,
+    Command,
+    TextSource,
+    cache_option,
+    grouped,
+    lora_file,
+    text_source,
+    truncate_option,
+)
 from edge_embed.cli.pull import ensure
 from edge_embed.cli.terminal import note
 
@@ -40,6 +49,7 @@ class RerankOptions:
     threads: int | None
     batch_tokens: int | None
     lora: tuple[str, float]
+    cache: bool
     yes: bool
     progress: bool | None
 
@@ -66,6 +76,7 @@ class RerankOptions:
             n_batch=self.batch_tokens,
             lora=lora or None,
             lora_scale=scale,
+            cache=self.cache,
         ) as reranker:
             yield reranker
 
@@ -128,6 +139,7 @@ def _rerank_options(command: Command) -> Command:
             callback=lambda _ctx, _param, value: lora_file(value),
             help="A LoRA adapter (GGUF) to add to the reranker, as much of it as SCALE says; 1 by default.",
         ),
+        cache_option("scores, and a first stage's vectors,"),
         click.option(
             "-y", "--yes", is_flag=True, envvar="EDGE_EMBED_DOWNLOAD", help="Download a model that is missing unasked."
         ),
@@ -238,7 +250,7 @@ def _candidates(query: str, source: TextSource, stage: SearchOptions, asked: Rer
         check_count(len(vectors), total)
     shown = asked.shows_progress and vectors is None and total is not None
     model = ensure(stage.embedder, yes=asked.yes)
-    with Embedder(model, n_threads=asked.threads, n_batch=asked.batch_tokens) as embedder:
+    with Embedder(model, n_threads=asked.threads, n_batch=asked.batch_tokens, cache=asked.cache) as embedder:
         takes_instruction = embedder.info.instruction_template is not None
         with Progress("embedding", total or 0, "texts", enabled=shown) as progress:
             found = search(
