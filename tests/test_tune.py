@@ -630,6 +630,17 @@ def test_a_dry_run_starts_nothing(bert_path: Path, monkeypatch: pytest.MonkeyPat
     assert not empty_cache.exists()
 
 
+def test_show_and_doctor_say_whether_a_model_is_tuned(bert_path: Path, info: ModelInfo) -> None:
+    assert "tuned" not in run("show", bert_path).stdout
+    assert json.loads(run("show", bert_path, "--json").stdout)["tuned"] is None
+    assert "untuned; `edge-embed tune`" in run("doctor", bert_path).stdout
+    tune.keep(info, chosen(n_batch=100))
+    said = "for mixed, 1.50 times as fast as untuned: use_extra_bufts on, n_threads 2, n_batch 100, n_ubatch 512"
+    assert said in run("show", bert_path).stdout
+    assert said in json.loads(run("show", bert_path, "--json").stdout)["tuned"]
+    assert f"settings   tuned {said}" in run("doctor", bert_path).stdout
+
+
 def test_options_of_a_file_need_one(bert_path: Path) -> None:
     assert 2 == run("tune", bert_path, "--field", "body").exit_code
 

@@ -135,6 +135,7 @@ def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]
         yield probed
         return
     yield probed[0]
+    yield _tuned(info)
     if info.rerank is None:
         yield _attempt("embedding", lambda: _embed(model, pooling))
     else:
@@ -195,6 +196,14 @@ def _probe(info: ModelInfo, fresh: bool) -> tuple[Check]:
         return (Check("probe", "ok", f"the model runs with all kernels ({how})"),)
     hint = str(caught[-1].message) if caught else REBUILD
     return (Check("probe", "slow", f"the fastest kernels crash ({result.reason}); it runs without them ({how})", hint),)
+
+
+def _tuned(info: ModelInfo) -> Check:
+    """Whether measured settings are used for the model."""
+    from edge_embed.engine import tune
+
+    found = tune.summary(info)
+    return Check("settings", "ok", f"tuned {found}" if found else "untuned; `edge-embed tune` looks for faster ones")
 
 
 _FIRST, _SECOND = "The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs."

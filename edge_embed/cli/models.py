@@ -92,6 +92,8 @@ def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
     described["projection"] = _projection(header, info)
     if info is None:
         return described
+    from edge_embed.engine import tune  # it loads no library
+
     eds = info.eds_token_id
     return {
         **described,
@@ -119,6 +121,7 @@ def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
             "template": info.rerank.template,
         },
         "repairs": list(info.repairs),
+        "tuned": tune.summary(info) or None,
     }
 
 
@@ -160,6 +163,7 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
         "fallbacks": "\n".join(map(str, _short(described["fallbacks"]))),
         "verified": "\n".join(f"{name}: {value}" for name, value in described["verification"].items()),
         "repairs": "\n".join(info.repairs) if info is not None else None,
+        "tuned": described.get("tuned"),
     }
     return {name: str(value) for name, value in rows.items() if value}
 

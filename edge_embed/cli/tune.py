@@ -132,10 +132,9 @@ def _label(changed: Any) -> str:
 
 
 def _value(value: object) -> str:
-    """A setting's value for people."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return str(value) if value != "" else "installed"
+    from edge_embed.engine.tune import readable
+
+    return readable(value)
 
 
 def _settings(settings: Settings) -> str:

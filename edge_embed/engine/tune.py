@@ -118,6 +118,23 @@ def choice(info: ModelInfo) -> Choice | None:
     return found if now == found.files else None
 
 
+def summary(info: ModelInfo) -> str:
+    """What was chosen for the model on this machine, in a line for people, or nothing; loads no library."""
+    found = choice(info)
+    if found is None:
+        return ""
+    values = {name: value for name, value in asdict(found.settings).items() if value not in ("", -1)}
+    shown = ", ".join(f"{name} {readable(value)}" for name, value in values.items())
+    return f"for {found.profile}, {found.speedup:.2f} times as fast as untuned: {shown}"
+
+
+def readable(value: object) -> str:
+    """A setting's value for people."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value) or "installed"
+
+
 def keep(info: ModelInfo, chosen: Choice) -> bool:
     """Have every later start use the choice; False where the cache folder cannot be written."""
     folder = chosen.settings.library
