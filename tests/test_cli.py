@@ -689,6 +689,7 @@ def test_every_command_and_option_has_help(name: str, command: click.Command) ->
 def test_choices_are_those_of_the_library() -> None:
     """They are spelled out in the command line so that help is quick."""
     assert options.PRECISIONS == types.PRECISIONS
+    assert options.KV_TYPES == types.KV_TYPES
     assert options.TRUNCATIONS == types.TRUNCATIONS
     assert conversion.TYPES == convert.FTYPES
 

@@ -21,8 +21,9 @@ from edge_embed.files import INPUT_FORMATS, InputFormat, format_of, read_file, r
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
     from edge_embed.prompts import Role
-    from edge_embed.types import EmbedResult, Pooling, Precision, Truncate
+    from edge_embed.types import EmbedResult, KvType, Pooling, Precision, Truncate
 
+KV_TYPES: Final = ("f16", "q8_0")
 POOLINGS: Final = ("mean", "cls", "last")
 PRECISIONS: Final = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 TRUNCATIONS: Final = ("right", "left", "error")
@@ -91,6 +92,8 @@ class ModelOptions:
     max_tokens: int | None
     threads: int | None
     batch_tokens: int | None
+    kv_type: KvType
+    deterministic: bool
     lora: tuple[str, float]
     projection: str | None
     cache: bool
@@ -107,6 +110,8 @@ class ModelOptions:
             max_tokens=self.max_tokens,
             n_threads=self.threads,
             n_batch=self.batch_tokens,
+            kv_type=self.kv_type,
+            deterministic=self.deterministic,
             lora=lora or None,
             lora_scale=scale,
             projection=self.projection,
@@ -214,6 +219,16 @@ def model_options(command: Command) -> Command:
         click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text, if not the file's."),
         click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores."),
         click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help="Tokens that the model is given at once."),
+        click.option(
+            "--kv-type",
+            type=click.Choice(KV_TYPES),
+            default="f16",
+            show_default=True,
+            help="How a causal model keeps what it has read of a text; q8_0 takes half the memory, less exactly.",
+        ),
+        click.option(
+            "--deterministic", is_flag=True, help="The same bits whatever else is embedded, text by text; slower."
+        ),
         click.option(
             "--lora",
             metavar="FILE[:SCALE]",
