@@ -160,9 +160,11 @@ class VectorOutput:
         elif self._path.exists() and not self._path.is_file():  # a device or a pipe: there is nothing to rename
             self._target = self._path.open("wb")
         else:
-            part = part_of(self._path)
-            self._target = _open_locked(part) if self._keep else part.open("wb")
-            self._part, self._whole = part, self._path.resolve()
+            self._part, self._whole = (
+                part_of(self._path),
+                self._path.resolve(),
+            )  # first: an interrupt may come behind it
+            self._target = _open_locked(self._part) if self._keep else self._part.open("wb")
         # The header of .npy holds the number of rows, which is known at the end: what cannot seek gets it then
         spooled = self._format == "npy" and self._part is None
         self._stream = tempfile.TemporaryFile() if spooled else self._target  # noqa: SIM115 - closed by __exit__
