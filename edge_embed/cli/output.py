@@ -163,7 +163,7 @@ class VectorOutput:
             self._part, self._whole = (
                 part_of(self._path),
                 self._path.resolve(),
-            )  # first: an interrupt may come behind it
+            )  # first: an interrupt may follow
             self._target = _open_locked(self._part) if self._keep else self._part.open("wb")
         # The header of .npy holds the number of rows, which is known at the end: what cannot seek gets it then
         spooled = self._format == "npy" and self._part is None
