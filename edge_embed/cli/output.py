@@ -160,10 +160,8 @@ class VectorOutput:
         elif self._path.exists() and not self._path.is_file():  # a device or a pipe: there is nothing to rename
             self._target = self._path.open("wb")
         else:
-            self._part, self._whole = (
-                part_of(self._path),
-                self._path.resolve(),
-            )  # first: an interrupt may follow
+            self._whole = self._path.resolve()
+            self._part = part_of(self._path)  # known before it is there: an interrupt may come right behind
             self._target = _open_locked(self._part) if self._keep else self._part.open("wb")
         # The header of .npy holds the number of rows, which is known at the end: what cannot seek gets it then
         spooled = self._format == "npy" and self._part is None
