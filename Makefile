@@ -112,15 +112,16 @@ bench-proofs: $(TEST) ## the 0.6B shape beside transformers, what moves a vector
 .PHONY: bench-peers
 bench-peers: $(LLAMA_SERVER) $(PEER_PYTHON) $(STOCK_PYTHON) ## make what edge-embed is measured beside
 
-# The server of the very sources that llama-cpp-python is built from, with the sound AMX intrinsic and without our kernels.
+# The server of the very sources that llama-cpp-python is built from, with the sound AMX intrinsic, without our kernels.
 $(PEERS)/server/build/bin/llama-server: | $(PY)
 	rm -rf $(PEERS)/server && mkdir -p $(PEERS)/server/source
 	version="$$($(PY) edge_embed/engine/build.py --print-key | sed 's/-.*//')"; \
 	$(PIP:install=) download --no-deps --no-binary :all: -d $(PEERS)/server "llama-cpp-python==$$version"
 	tar -xzf $(PEERS)/server/*.tar.gz --strip-components 1 -C $(PEERS)/server/source
 	cmake -S $(PEERS)/server/source/vendor/llama.cpp -B $(PEERS)/server/build -DCMAKE_BUILD_TYPE=Release \
-	    -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_TESTS=OFF \
-	    -DLLAMA_BUILD_EXAMPLES=OFF -DCMAKE_C_FLAGS="-include $(CURDIR)/edge_embed/engine/sound_amx.h" \
+	    -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=ON -DLLAMA_OPENSSL=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	    -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	    -DCMAKE_C_FLAGS="-include $(CURDIR)/edge_embed/engine/sound_amx.h" \
 	    -DCMAKE_CXX_FLAGS="-include $(CURDIR)/edge_embed/engine/sound_amx.h"
 	cmake --build $(PEERS)/server/build --target llama-server --parallel
 

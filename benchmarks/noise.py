@@ -57,14 +57,15 @@ def main() -> None:
     options = parser.parse_args()
     texts = texts_of(options.data, options.texts)
     print(f"{machine_line(options.threads)}\n{len(texts)} texts; cosines, lowest and mean\n")
-    print("| model | compared | min | mean |\n|---|---|---|---|", flush=True)
+    print("| model | compared | min | mean | below 0.9999 |\n|---|---|---|---|---|", flush=True)
     costs = []
     with tempfile.TemporaryDirectory() as temporary:
         for name, path in files(options.keep or Path(temporary), options.model):
             if options.rows and name not in options.rows:
                 continue
             for label, cosine in compared(path, texts, options.threads):
-                print(f"| {name} | {label} | {cosine.min():.6f} | {cosine.mean():.6f} |", flush=True)
+                below = int((cosine < 0.9999).sum())
+                print(f"| {name} | {label} | {cosine.min():.6f} | {cosine.mean():.6f} | {below} |", flush=True)
             costs.append((name, deterministic(path, texts, options.threads, options.rounds)))
     print("\n| model | same bits alone, together, shuffled | default | deterministic=True takes |\n|---|---|---|---|")
     for name, (same, usual, factor) in costs:

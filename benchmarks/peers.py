@@ -278,9 +278,10 @@ def table(rows: Sequence[Row], amounts: Sequence[float], unit: str, *, scores: b
             lines.append(f"| {name} | missing: {row.failure or 'no round'} | | | |")
             continue
         figure = sum(amounts) / sum(row.seconds) if amounts else 1000 * statistics.median(row.seconds)
+        shown = f"{figure:.1f}" if figure >= 10 else f"{figure:.2f}"
         peak = f"{row.peak_mb:.0f}" if row.peak_mb else "?"
         lines.append(
-            f"| {name} | {figure:.1f} | {'' if row is rows[0] else factor(row, rows[0])} | {peak} | "
+            f"| {name} | {shown} | {'' if row is rows[0] else factor(row, rows[0])} | {peak} | "
             f"{'' if row is rows[0] else agrees(row, rows[0], scores=scores)} |"
         )
     return "\n".join(lines)

@@ -9,7 +9,7 @@ What is measured, each a table of its own (``--only`` chooses):
 * queries: SciFact's queries with Qwen3's instruction before them, 60 in a call, queries/s;
 * single: the same, one in a call, milliseconds;
 * rerank: one query and 50 documents of about 100 tokens, pairs/s;
-* memory: peak of a context of 8,192 tokens, after documents and after one text that fills it.
+* memory: peak with a context of 8,192 tokens (``--context``), after documents and after one text that fills it.
 
 Peers run in environments of their own, and one that is not there is a row that says so:
 
@@ -42,13 +42,13 @@ from benchmarks.shape06 import Shape06
 from edge_embed.engine.devices import default_threads
 
 INSTRUCTION = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
-CONTEXT = 8192
+SERVER_CONTEXT = 8192  # tokens of all slots of llama-server together, where speed is measured
 SCENARIOS = ("documents", "queries", "single", "rerank", "memory")
 
 # Flags of llama-server that are tried: slots, tokens of a batch, one KV cache for all slots or one for each, weights
 # repacked for the processor or not, and one request with all texts or several clients at a time. Its cache of prompts
 # is off: an embedding never uses it, and it would only cost memory and time.
-_BASE = ["-c", str(CONTEXT), "-fa", "on", "--cache-ram", "0"]
+_BASE = ["-fa", "on", "--cache-ram", "0"]
 _WAYS: tuple[tuple[list[str], int], ...] = (
     (["-np", "4", "-b", "2048", "-ub", "2048"], 1),
     (["-np", "4", "-b", "2048", "-ub", "2048"], 4),
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=60, help="of a round")
     parser.add_argument("--singles", type=int, default=10, help="of a round")
     parser.add_argument("--pairs", type=int, default=50, help="of a rerank call")
+    parser.add_argument("--context", type=int, default=8192, help="of the scenario memory")
     parser.add_argument("--only", nargs="*", choices=SCENARIOS, default=SCENARIOS)
     parser.add_argument("--one-way", action="store_true", help="each engine's first settings, untried")
     options = parser.parse_args()
@@ -124,7 +125,8 @@ def main() -> None:
             title = f"1 query and {options.pairs} documents of 100 tokens"
             run(title, rounds, [float(options.pairs)] * n_rounds, "pairs/s", rerankers(options, shape))
         else:
-            print(f"**peak memory, context of {CONTEXT} tokens**\n\n{memory(options, engines, tokenizer, texts)}\n")
+            peaks = memory(options, engines, tokenizer, texts)
+            print(f"**peak memory, context of {options.context} tokens**\n\n{peaks}\n", flush=True)
 
 
 def embedders(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
@@ -170,45 +172,48 @@ def rerankers(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
 
 
 def memory(options: argparse.Namespace, engines: Sequence[Engine], tokenizer: Tokenizer, texts: list[str]) -> str:
-    """A table of peaks, one engine at a time: 16 documents, then one text that fills the context."""
-    long = beginning(tokenizer, max(long_documents(options.data).values(), key=len), CONTEXT - 10)
+    """A table of peaks, an engine at a time: a round of documents, then one text that fills the context."""
+    context = options.context
+    long = beginning(tokenizer, max(long_documents(options.data).values(), key=len), context - 10)
     lines = [
-        "| engine | 16 documents, peak MB | one text of 8,182 tokens, peak MB | its seconds |",
+        f"| engine | {options.documents} documents, peak MB | a text of {context - 9} tokens, peak MB | its seconds |",
         "|---|---|---|---|",
     ]
-    flags = [*_BASE, "--pooling", "last", "-b", "2048", "-ub", "2048"]
+    batch = min(context, 2048)
+    usual = ["-c", str(context), "--pooling", "last", "-np", "4", "-b", str(batch), "-ub", str(batch)]
+    # With several slots each has its share of the context, unless the KV cache is one for all.
+    ways = (usual, [*_BASE, *usual, "-kvu"], [*_BASE, *usual, "-kvu", "-b", "512", "-ub", "512"])
+    whole = {"n_ctx": context, "n_batch": context, "flash_attn": True}
     settings: dict[str, list[Variant]] = {
-        # With four slots each has a quarter of the context, so the long text takes one slot that has it all.
-        "llama-server": [
-            Variant(f"{' '.join(more)} -ub 2048", {"program": options.llama_server, "flags": [*flags, *more]})
-            for more in (["-np", "4", "-kvu"], ["-np", "1"])
-        ],
-        "llama-cpp-python": [
-            Variant(
-                "n_ctx=n_batch=8192",
-                {"arguments": {"n_ctx": CONTEXT, "n_batch": CONTEXT, "n_ubatch": 512, "flash_attn": True}},
-            )
-        ],
+        "llama-server": [Variant(" ".join(way), {"program": options.llama_server, "flags": list(way)}) for way in ways],
+        "llama-cpp-python": [Variant(f"n_ctx=n_batch={context}", {"arguments": whole})],
     }
     for engine in engines:
         for variant in settings.get(engine.kind, [engine.variants[0]]):
             name = f"{engine.name}{f' ({variant.label})' if variant.label else ''}"
-            if engine.missing:
-                lines.append(f"| {name} | missing: {engine.missing} | | |")
-                continue
-            peer = Peer(engine, variant, options.threads)
-            try:
-                peer.wait_until_ready()
-                peaks = [peer.ask({"job": "embed", "texts": part}) for part in (texts[:16], [long])]
-                lines.append(
-                    f"| {name} | {peaks[0]['peak_mb']:.0f} | {peaks[1]['peak_mb']:.0f} | {peaks[1]['seconds']:.1f} |"
-                )
-            except PeerError as error:
-                lines.append(f"| {name} | failed: {str(error)[:120]} | | |")
-            finally:
-                peer.close()
+            cells = _peaks(engine, variant, options.threads, texts[: options.documents], long)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
             print(lines[-1], file=sys.stderr, flush=True)
     return "\n".join(lines)
+
+
+def _peaks(engine: Engine, variant: Variant, threads: int, documents: list[str], long: str) -> list[str]:
+    """The cells of a row; what an engine refuses is said in its cell."""
+    if engine.missing:
+        return [f"missing: {engine.missing}", "", ""]
+    cells: list[str] = []
+    peer = Peer(engine, variant, threads)
+    try:
+        peer.wait_until_ready()
+        cells.append(f"{peer.ask({'job': 'embed', 'texts': documents})['peak_mb']:.0f}")
+        found = peer.ask({"job": "embed", "texts": [long]})
+        cells += [f"{found['peak_mb']:.0f}", f"{found['seconds']:.1f}"]
+    except PeerError as error:
+        reason = " ".join(str(error).split())[:150].replace("|", "/")
+        cells = [*cells, f"failed: {reason}", "", ""][:3]
+    finally:
+        peer.close()
+    return cells
 
 
 def _server(
@@ -217,7 +222,11 @@ def _server(
     variants = tuple(
         Variant(
             f"{' '.join(more)}{f', {clients} clients' if clients > 1 else ''}",
-            {"program": options.llama_server, "flags": [*_BASE, *flags, *more], "clients": clients},
+            {
+                "program": options.llama_server,
+                "flags": [*_BASE, "-c", str(SERVER_CONTEXT), *flags, *more],
+                "clients": clients,
+            },
         )
         for more, clients in ways
     )

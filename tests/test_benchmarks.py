@@ -72,7 +72,7 @@ def test_ratios_are_of_the_same_round_and_their_median_is_printed() -> None:
     assert "**2.00**, 1.00 to 3.00" == factor(theirs, ours)
     assert "" == factor(row("short", [1.0]), ours)
     printed = table([ours, theirs], [26.0, 26.0, 26.0], "tokens/s").splitlines()
-    assert printed[2].startswith("| ours | 6.0 |")
+    assert printed[2].startswith("| ours | 6.00 |")
     assert "| ms |" in table([ours], [], "").splitlines()[0]
 
 
