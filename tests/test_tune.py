@@ -312,6 +312,12 @@ def test_a_folder_of_libraries_is_one_more_engine(info: ModelInfo) -> None:
     assert "gpu_layers" in names(planned)
 
 
+def test_engines_that_were_built_beside_are_considered(info: ModelInfo, empty_cache: Path) -> None:
+    for name in ("openvino", "half.tmp"):
+        (empty_cache / "engines" / name).mkdir(parents=True)
+    assert ("", str(empty_cache / "engines" / "openvino")) == tuner.plan(info, "mixed").coordinates[0].values
+
+
 def test_a_folder_without_libraries_is_refused(info: ModelInfo, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match="no libllama"):
         tuner.plan(info, "mixed", libraries=[tmp_path])
@@ -518,6 +524,24 @@ def test_a_process_loads_the_library_that_was_chosen(info: ModelInfo, other_libr
     )
     library = other_library / bindings.load().library.name
     assert f"{library} 100 32\n" == done.stdout
+
+
+def test_a_library_that_was_chosen_and_does_not_load_any_more_is_left(
+    info: ModelInfo, tmp_path: Path, empty_cache: Path
+) -> None:
+    """OpenVINO, say, was removed, and with it what the chosen build is linked to."""
+    (tmp_path / bindings.load().library.name).write_bytes(b"no library")
+    tune.keep(info, chosen(library=str(tmp_path), n_batch=100))
+    program = (
+        "import sys; from edge_embed import Embedder; from edge_embed.engine import bindings\n"
+        "e = Embedder(sys.argv[1]); print(bindings.load().library, len(e.encode('a')))"
+    )
+    environment = {**os.environ, "EDGE_EMBED_CACHE": str(empty_cache)}
+    done = subprocess.run(
+        [sys.executable, "-c", program, info.path], env=environment, capture_output=True, text=True, check=True
+    )
+    assert f"{bindings.load().library} 32\n" == done.stdout
+    assert f"the libraries in {tmp_path}, which `edge-embed tune` chose, are not used" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import ctypes
 import importlib.util
 import os
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -79,11 +80,35 @@ def load() -> Bindings:
     Raises:
         EngineUnavailableError: it is not installed, does not load, or is laid out differently.
     """
-    preferred = _preferred[-1] if _preferred else ""
+    llama_cpp = None
+    if _preferred:
+        try:
+            llama_cpp = _imported(_preferred[-1])
+        except EngineUnavailableError as error:  # e.g. OpenVINO was removed, which that build needs
+            warnings.warn(
+                f"the libraries in {_preferred[-1]}, which `edge-embed tune` chose, are not used: {error.message}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            _preferred.clear()
+    llama_cpp = llama_cpp or _imported("")
+    c = llama_cpp.llama_cpp
+    check_layout(c)
+    folder = Path(_preferred[-1]) if _preferred else default_folder()
+    _capture_log(c)
+    c.llama_backend_init()
+    check_defaults(c)
+    return Bindings(c, _load_ggml(folder), library_file(folder, "llama"), llama_cpp.__version__)
+
+
+def _imported(folder: str) -> ModuleType:
+    """llama-cpp-python, with the libraries of that folder; an empty name leaves the choice to it."""
     try:
-        with _short_waits(), _environment("LLAMA_CPP_LIB_PATH", preferred):
+        with _short_waits(), _environment("LLAMA_CPP_LIB_PATH", folder):
             import llama_cpp
-            from llama_cpp import llama_cpp as c
+            import llama_cpp.llama_cpp
+
+            return llama_cpp
     except ImportError as error:
         raise EngineUnavailableError(
             f"llama-cpp-python cannot be imported: {error}", hint="install it: pip install llama-cpp-python"
@@ -92,12 +117,6 @@ def load() -> Bindings:
         raise EngineUnavailableError(
             f"llama-cpp-python's shared library cannot be loaded: {error}", hint=_REINSTALL
         ) from error
-    check_layout(c)
-    folder = Path(preferred) if preferred else default_folder()
-    _capture_log(c)
-    c.llama_backend_init()
-    check_defaults(c)
-    return Bindings(c, _load_ggml(folder), library_file(folder, "llama"), llama_cpp.__version__)
 
 
 @contextlib.contextmanager

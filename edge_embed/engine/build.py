@@ -2,6 +2,7 @@
 
     python3 edge_embed/engine/build.py --python .venv/bin/python    build (or take from the cache) and install
     python3 edge_embed/engine/build.py --print-cmake-args           the flags, for a pip command of your own
+    python3 edge_embed/engine/build.py --openvino                   another engine beside the installed one, for `tune`
 
 This file runs before anything is installed: it needs the standard library and pip, and imports nothing of ours.
 It knows the pinned version, the flags (``llama.cmake`` beside it does the work in CMake) and the wheel cache. It
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -56,6 +58,11 @@ HINTS = (
     (
         r"No matching distribution found|Could not find a version|NewConnectionError|Read timed out",
         "the source archive could not be downloaded: check the network and pip's index settings",
+    ),
+    (
+        r"Could NOT find OpenCL|CL/cl2?\.h",
+        "OpenVINO needs OpenCL's headers: on Debian and Ubuntu "
+        "`apt install opencl-headers ocl-icd-opencl-dev opencl-clhpp-headers`",
     ),
     (r"Killed|cannot allocate memory|out of memory", "memory ran out: try CMAKE_BUILD_PARALLEL_LEVEL=1"),
     (r"No module named pip", "the interpreter has no pip: on Debian and Ubuntu `apt install python3-venv`"),
@@ -333,6 +340,57 @@ def install(python: str, wheel: Path) -> None:
         raise BuildError(f"the wheel was built but could not be installed: {wheel}")
 
 
+def openvino_args(python: str) -> list[str]:
+    """What CMake is told for llama.cpp's OpenVINO backend, with the OpenVINO that ``python`` has.
+
+    Its Python package is looked for and not imported: what is needed is the libraries in it.
+    """
+    ask = (
+        "import importlib.util as u; s = u.find_spec('openvino'); "
+        "print(list(s.submodule_search_locations)[0] if s else '')"
+    )
+    folder = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, check=False).stdout.strip()
+    if not folder:
+        raise BuildError(
+            f"{python} has no OpenVINO: `{python} -m pip install --no-deps openvino` "
+            "(what it depends on is a telemetry package, and is not needed)"
+        )
+    return ["-DGGML_OPENVINO=ON", f"-DOpenVINO_DIR={(Path(folder) / 'cmake').as_posix()}"]
+
+
+def engines_folder() -> Path:
+    """Where engines besides the installed one lie, a folder of libraries each; ``edge-embed tune`` looks there."""
+    return cache_folder().with_name("engines")
+
+
+def unpack(wheel: Path) -> Path:
+    """The libraries of a wheel in a folder of their own, put there in one step. Equal ones are links to one file:
+    a wheel has a copy for each name, and a copy that is loaded by another name is another library."""
+    folder = engines_folder() / wheel.parent.name
+    if folder.is_dir():
+        return folder
+    work = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    known: dict[str, Path] = {}
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            inside = re.fullmatch(r"llama_cpp/lib/([^/]+)", name)
+            if inside is None:
+                continue
+            data, target = archive.read(name), work / inside[1]
+            first = known.setdefault(hashlib.sha256(data).hexdigest(), target)
+            if first == target:
+                target.write_bytes(data)
+            else:
+                os.link(first, target)
+    if not known:
+        shutil.rmtree(work)
+        raise BuildError(f"there are no libraries in {wheel}")
+    work.replace(folder)
+    return folder
+
+
 def _terminate(_signum: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -344,6 +402,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wheel-only", action="store_true", help="build, print the wheel's path, install nothing")
     parser.add_argument("--print-cmake-args", action="store_true", help="print the value for CMAKE_ARGS and end")
     parser.add_argument("--print-key", action="store_true", help="print this machine's cache key and end")
+    parser.add_argument(
+        "--openvino",
+        action="store_true",
+        help="build with llama.cpp's OpenVINO backend into the cache folder, for `edge-embed tune` to consider",
+    )
     options = parser.parse_args(arguments)
     for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed
         if hasattr(signal, name):
@@ -354,9 +417,14 @@ def main(arguments: list[str] | None = None) -> int:
         elif options.print_key:
             print(cache_key())
         else:
+            if options.openvino:  # part of the key, as any flag of the caller's
+                flags = [os.environ.get("CMAKE_ARGS", ""), shlex.join(openvino_args(options.python))]
+                os.environ["CMAKE_ARGS"] = " ".join(filter(None, flags))
             wheel = wheel_for(options.python)
             if options.wheel_only:
                 print(wheel)
+            elif options.openvino:
+                print(f"{unpack(wheel)}: `edge-embed tune MODEL` considers it.")
             else:
                 install(options.python, wheel)
     except BuildError as error:

@@ -5,6 +5,7 @@ The search itself is in ``search.py``, a candidate's process in ``trial.py``, wh
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from edge_embed.engine.trial import CandidateFailedError, Trial, Work, deviation
 from edge_embed.engine.tune import Choice, Profile, Settings, keep, untuned
 from edge_embed.engine.tuning_texts import work
 from edge_embed.errors import EngineUnavailableError, InvalidOptionError
+from edge_embed.paths import cache_dir
 from edge_embed.types import ModelInfo
 
 BATCHES: Final = {False: (128, 192, 256, 384, 512, 768, 1024), True: (256, 512, 1024, 2048)}  # encoders, decoders
@@ -29,8 +31,8 @@ UBATCHES: Final = (128, 256, 512, 1024)
 _SHARE_OF_BUDGET, _SECONDS = 1 / 150, (0.25, 4.0)
 _PILOT: Final = {"queries": 2, "documents": 3}
 _FEWEST: Final = 4
-# Memory that a loaded model may take, as a multiple of its file: the file itself, and repacked weights.
-_LOADED: Final = 2.2
+# Memory that a loaded model may take, as a multiple of its file: the file, repacked weights, another backend's copy.
+_LOADED: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def plan(
         info: the model.
         profile: what kind of work it is to be fast at.
         texts: the user's own; built-in ones by default.
-        libraries: folders with other builds of llama.cpp to consider.
+        libraries: folders with other builds of llama.cpp to consider, besides those that ``build.py`` has made.
         use_extra_bufts: whether repacked weights are known to work.
 
     Raises:
@@ -89,7 +91,7 @@ def plan(
     """
     if texts is not None and not any(texts):
         raise InvalidOptionError("there are no texts to measure", hint="give some, or leave out the file")
-    folders = [_folder(path) for path in libraries]
+    folders = list(dict.fromkeys([*(_folder(path) for path in libraries), *_installed()]))
     default = default_threads()
     threads = sorted({1, max(1, default // 2), default, os.cpu_count() or default})
     coordinates = [
@@ -202,6 +204,13 @@ def _folder(path: Path) -> str:
         raise InvalidOptionError(
             f"there is no libllama in {path}", hint="name the folder with the shared libraries of a llama.cpp build"
         ) from None
+
+
+def _installed() -> list[str]:
+    """Engines that were built besides the installed one; see ``build.py``."""
+    with contextlib.suppress(OSError):
+        return [str(path.resolve()) for path in sorted((cache_dir() / "engines").iterdir()) if path.suffix != ".tmp"]
+    return []
 
 
 def _offloads() -> bool:
