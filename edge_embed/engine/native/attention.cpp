@@ -6,10 +6,10 @@
 // time goes to the mask. Here each query's range of keys is looked up in the mask once for all heads; tiles of queries
 // begin and end with the texts, and only blocks of keys that some query of the tile sees are computed.
 //
-// A tile is some queries of all the heads that share a key head, so that keys and values, which a KV cache holds in half
-// precision, are widened once for all of them; its rows are (query, head) pairs, and a few queries fill the lanes, too.
-// In a KV cache a query may see a prefix that it shares with other texts and its own text, with other texts in between:
-// blocks that no query of a tile sees are skipped wherever they lie.
+// A tile is some queries of all the heads that share a key head, so that keys and values, which a KV cache holds in
+// half precision, are widened once for all of them; its rows are (query, head) pairs, and a few queries fill the lanes,
+// too. In a KV cache a query may see a prefix that it shares with other texts and its own text, with other texts in
+// between: blocks that no query of a tile sees are skipped wherever they lie.
 //
 // Scores have rows in lanes, so that the largest of them, exponentials and sums need no shuffles. The products with the
 // values have the head's dimensions in lanes. Softmax is computed block by block with a running maximum (Milakov and
@@ -50,12 +50,12 @@ struct scratch {
     float * key;     // [KEYS][STRIDE]
     float * value;   // [KEYS][DV]
     float * mask;    // [KEYS][LANES]
-    float * score;   // [2 vectors][KEYS][LANES]
+    float * score;   // [KEYS][LANES]
     float * largest; // [vector][LANES]
     float * total;   // [vector][LANES]
 
     static size_t size(int64_t n_vectors, int64_t dk, int64_t dv) {
-        return (n_vectors * LANES * (dk + dv + 2) + KEYS * (STRIDE + dv) + 3 * KEYS * LANES) * sizeof(float);
+        return (n_vectors * LANES * (dk + dv + 2) + KEYS * (STRIDE + dv) + 2 * KEYS * LANES) * sizeof(float);
     }
     scratch(float * p, int64_t n_vectors, int64_t dk, int64_t dv) {
         query = p;
@@ -64,7 +64,7 @@ struct scratch {
         value = key + KEYS * STRIDE;
         mask = value + KEYS * dv;
         score = mask + KEYS * LANES;
-        largest = score + 2 * KEYS * LANES;
+        largest = score + KEYS * LANES;
         total = largest + n_vectors * LANES;
     }
 };
@@ -117,30 +117,20 @@ void widen(const ggml_tensor * x, int64_t first, int n, int64_t i2, int64_t i3, 
     }
 }
 
-// score[vector][key][lane] = key . query of V vectors
-template <int V> void multiply_keys(const float * key, const float * query, int n_keys, int64_t dk, float * score) {
+// score[key][lane] = key . query
+void multiply_keys(const float * key, const float * query, int n_keys, int64_t dk, float * score) {
     for (int k = 0; k < n_keys; k += AT_ONCE) {  // the rows behind the last key hold something, and nobody looks
-        floats sum[V][AT_ONCE];
-        for (auto & s : sum) {
-            std::fill(s, s + AT_ONCE, zero());
-        }
+        floats sum[AT_ONCE];
+        std::fill(sum, sum + AT_ONCE, zero());
         const float * first = key + k * STRIDE;
         for (int64_t d = 0; d < dk; d++) {
-            floats q[V];
-            for (int v = 0; v < V; v++) {
-                q[v] = load(query + (v * dk + d) * LANES);
-            }
+            const floats q = load(query + d * LANES);
             for (int i = 0; i < AT_ONCE; i++) {
-                const floats x = set(first[i * STRIDE + d]);
-                for (int v = 0; v < V; v++) {
-                    sum[v][i] = multiply_add(x, q[v], sum[v][i]);
-                }
+                sum[i] = multiply_add(set(first[i * STRIDE + d]), q, sum[i]);
             }
         }
-        for (int v = 0; v < V; v++) {
-            for (int i = 0; i < AT_ONCE; i++) {
-                store(score + (v * KEYS + k + i) * LANES, sum[v][i]);
-            }
+        for (int i = 0; i < AT_ONCE; i++) {
+            store(score + (k + i) * LANES, sum[i]);
         }
     }
 }
@@ -308,7 +298,7 @@ class flash_attention : public ggml::cpu::tensor_traits {
                     widen(v, key, n_keys, r.head, kv_stream, s.value, dv);
                     loaded = true;
                 }
-                multiply_keys<1>(s.key, s.query + i * LANES * dk, n_keys, dk, s.score);
+                multiply_keys(s.key, s.query + i * LANES * dk, n_keys, dk, s.score);
                 alignas(64) float keep[LANES];
                 soften(s.score, mixed ? s.mask : nullptr, n_keys, s.largest + i * LANES, s.total + i * LANES, keep);
                 multiply_values(s.score, s.value, begun[i] ? keep : nullptr, r.in_vector(i), n_keys, dv,
@@ -378,7 +368,8 @@ class flash_attention : public ggml::cpu::tensor_traits {
     }
 
     // -1: no row of the vector sees a key of the block; 0: all see all; 1: out[key][lane] is what to add.
-    static int read_mask(const ggml_tensor * mask, const rows & r, int64_t vector, int32_t key, int n_keys, float * out) {
+    static int read_mask(const ggml_tensor * mask, const rows & r, int64_t vector, int32_t key, int n_keys,
+                         float * out) {
         const uint16_t * row[LANES];
         alignas(64) uint16_t padded[LANES][KEYS];  // of a block that is not whole
         uint16_t other = 0, any = 0;

@@ -1,10 +1,10 @@
 // The quantized formats that products.cpp multiplies by: how a file stores them, and how a vector of unsigned bytes
 // and its scales come out of it. Layouts: ggml-common.h.
 //
-// A format's block has 32 values. Its superblock (one block, or eight in the K-quants) is stored in the file row by row;
-// here as 32-bit words of ROWS rows side by side, so that lane r of a vector always is row r. The words are the file's
-// own, bit for bit, and so are the half-precision scales that lie beside them in some formats: a repacked matrix is as
-// large as in the file.
+// A format's block has 32 values. Its superblock (one block, or eight in the K-quants) is stored in the file row by
+// row; here as 32-bit words of ROWS rows side by side, so that lane r of a vector always is row r. The words are the
+// file's own, bit for bit, and so are the half-precision scales that lie beside them in some formats: a repacked matrix
+// is as large as in the file.
 //
 //     value = scale * (stored - OFFSET) - min
 
@@ -17,8 +17,8 @@
 namespace edge_embed {
 
 constexpr int ROWS = LANES;
-constexpr int BLOCK = 32;          // values
-constexpr int QUADS = BLOCK / 4;   // vectors of a block: lane r holds four values of row r
+constexpr int BLOCK = 32;         // values
+constexpr int QUADS = BLOCK / 4;  // vectors of a block: lane r holds four values of row r
 
 using words = uint32_t[ROWS];
 

@@ -1,9 +1,9 @@
 // Quantized weights times float activations on x86 processors with VNNI (AVX-512 VNNI or AVX-VNNI), for ggml's CPU
 // backend: Q8_0 and the K-quants of 4 to 6 bits.
 //
-// Stock ggml multiplies Q8_0 and Q6_K row by row, and spends as much on unpacking Q4_K and on its scales as on products.
-// Here rows lie side by side (formats.h), so that one `vpdpbusd` serves 16 (8) rows at once and no sum crosses lanes,
-// and what is unpacked serves a tile of tokens.
+// Stock ggml multiplies Q8_0 and Q6_K row by row, and spends as much on unpacking and scaling Q4_K as on products. Here
+// rows lie side by side (formats.h), so that one `vpdpbusd` serves 16 (8) rows at once and no sum crosses lanes, and
+// what is unpacked serves a tile of tokens.
 //
 // `vpdpbusd` multiplies unsigned by signed bytes. Weights are unsigned as they are stored; where the format subtracts
 // an offset from them, the accumulator of a block starts at -offset times the sum of its activations. A format's mins
@@ -32,8 +32,8 @@ namespace {
 // then serves two vectors of weights, and an unpacked vector of weights all tokens of the tile.
 constexpr int GROUPS = 2;
 constexpr int TILE = LANES == 16 ? 6 : 3;
-constexpr size_t RUN = 384 * 1024;          // bytes of activations that are walked at a time
-constexpr int64_t UNIT = 8;                 // blocks that a thread quantizes at a time
+constexpr size_t RUN = 384 * 1024;  // bytes of activations that are walked at a time
+constexpr int64_t UNIT = 8;         // blocks that a thread quantizes at a time
 
 // A block of TILE tokens.
 struct activations {
@@ -100,7 +100,8 @@ template <class F> struct group {
     uint16_t * halves;
 
     group(void * weights, int64_t g, int64_t n_super)
-        : w((words *) ((char *) weights + g * n_super * ROWS * F::BYTES)), halves((uint16_t *) (w + n_super * F::WORDS)) {}
+        : w((words *) ((char *) weights + g * n_super * ROWS * F::BYTES)),
+          halves((uint16_t *) (w + n_super * F::WORDS)) {}
 
     static_assert(F::WORDS * 4 + (F::HALF_AT < 0 ? 0 : 2) == F::BYTES, "repacking keeps the size");
 };
