@@ -703,6 +703,22 @@ def test_compiled_features_of_system_info() -> None:
 
 
 @pytest.mark.parametrize(
+    ("entries", "own"),
+    [
+        ({"AVX2"}, {"EDGE_EMBED_ATTENTION"}),
+        ({"AVX2", "AVX512_VNNI"}, {"EDGE_EMBED_ATTENTION", "EDGE_EMBED_PRODUCTS"}),
+        ({"AVX2", "AVX_VNNI"}, {"EDGE_EMBED_ATTENTION", "EDGE_EMBED_PRODUCTS"}),
+        (set(), set()),
+    ],
+)
+def test_our_kernels_are_named_where_they_were_compiled(entries: set[str], own: set[str]) -> None:
+    """They take an Arm library's hook: on x86 its entry is theirs, on Arm it is not."""
+    info = "CPU : " + "".join(f"{name} = 1 | " for name in sorted(entries | {"SSE3", "KLEIDIAI"}))
+    assert compiled_features(info) == entries | {"SSE3"} | own
+    assert compiled_features("CPU : NEON = 1 | KLEIDIAI = 1 | ") == {"NEON", "KLEIDIAI"}
+
+
+@pytest.mark.parametrize(
     ("text", "limit", "short"),
     [("abc", 3, "abc"), ("abcd", 3, "ab…"), ("a\tb\nc", 9, "a b c"), ("猫猫猫", 4, "猫…"), ("\x1b[2Jx", 9, "[2Jx")],
 )

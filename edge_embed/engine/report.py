@@ -26,7 +26,16 @@ FEATURES: Final[dict[str, tuple[str, str]]] = {
     "i8mm": ("INT8 matrix", "MATMUL_INT8"),
     "sve": ("SVE", "SVE"),
 }
-OWN_KERNEL: Final = "VNNI_Q8_0"
+# Kernels of engine/native: the name that stands for them beside llama.cpp's own entries -> (what it is called, flags of
+# which the CPU needs one, entries of which the library needs one).
+OWN_KERNELS: Final[dict[str, tuple[str, frozenset[str], frozenset[str]]]] = {
+    "EDGE_EMBED_ATTENTION": ("attention by texts and GELU", frozenset({"avx2"}), frozenset({"AVX2"})),
+    "EDGE_EMBED_PRODUCTS": (
+        "products with Q8_0 and K-quants",
+        frozenset({"avx_vnni", "avx512_vnni"}),
+        frozenset({"AVX_VNNI", "AVX512_VNNI"}),
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +111,7 @@ def library() -> LibraryReport:
     compiled = compiled_features(info)
     present = set(cpu_name_and_flags()[1].split())
     unused = [name for flag, (name, entry) in FEATURES.items() if flag in present and entry not in compiled]
-    if present & {"avx512_vnni", "avx_vnni"} and OWN_KERNEL not in compiled:
-        unused.append("VNNI for Q8_0")
+    unused += [called for own, (called, flags, _) in OWN_KERNELS.items() if present & flags and own not in compiled]
     return LibraryReport(
         version=lib.version,
         library=lib.library,
@@ -114,9 +122,12 @@ def library() -> LibraryReport:
 
 
 def compiled_features(system_info: str) -> set[str]:
-    """Names that llama.cpp's system info, ``CPU : AVX2 = 1 | FMA = 1 | ...``, gives a value other than 0."""
+    """Names that llama.cpp's system info, ``CPU : AVX2 = 1 | FMA = 1 | ...``, gives a value other than 0.
+
+    Our own kernels take the hook of a library for Arm (native/hook.cpp), so on x86 its entry stands for them.
+    """
     entries = (entry.rpartition(":")[2].partition("=") for entry in system_info.split("|"))
     names = {name.strip() for name, _, value in entries if value.strip() not in ("", "0")}
-    if "SSE3" in names and "KLEIDIAI" in names:  # an Arm library's hook, which our x86 kernels use: native/hook.cpp
-        names = names - {"KLEIDIAI"} | {OWN_KERNEL}
+    if "SSE3" in names and "KLEIDIAI" in names:
+        names = names - {"KLEIDIAI"} | {own for own, (_, _, entries) in OWN_KERNELS.items() if entries & names}
     return names
