@@ -107,7 +107,7 @@ def test_one_overflowing_text_fails_alone_and_the_next_call_is_finite(poisoned: 
     assert cosines(expected, poisoned.encode(clean)).min() > 0.9999
 
 
-# Kernels: Q8_0 has one of its own on x86 with VNNI, by tiles of 8, 2 and 1 tokens
+# Kernels: Q8_0 has one of its own on x86 with VNNI, by tiles of 6, 4, 2 and 1 tokens
 
 
 @pytest.mark.parametrize("family", ["bert", "qwen3"])
