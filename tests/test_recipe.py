@@ -203,13 +203,42 @@ def test_at_the_size_of_a_plain_type_less_is_lost(model: str, exact: dict[str, P
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.gguf", "plain.gguf", "r.gguf"]
 
 
+class Phases:
+    """What a choice says of its progress: the runs of the model behind each sentence."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, list[tuple[int, int]]]] = []
+
+    def log(self, sentence: str) -> None:
+        self.found.append((sentence, []))
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        assert what
+        self.found[-1][1].append((done, total))
+
+    def check(self, n_runs: int) -> None:
+        """Every run is counted, one after the other, and each phase but the search knows how many there will be."""
+        assert [sentence.split()[0] for sentence, _ in self.found[:4]] == [
+            "measuring",
+            "searching",
+            "measuring",
+            "writing",
+        ]
+        assert sum(len(runs) for _, runs in self.found) == n_runs
+        for _, runs in (self.found[0], self.found[2]):
+            assert runs == [(i + 1, len(runs)) for i in range(len(runs))] != []
+
+
 def test_a_lowest_cosine_holds_in_the_file_and_costs_no_more_than_it_must(
     exact: dict[str, Path], tmp_path: Path
 ) -> None:
     sizes = []
     for cosine in (0.98, 0.999):
         path = tmp_path / f"{cosine}.gguf"
-        choice = quantize_to_target(exact["qwen3"], path, Target(min_cosine=cosine), Measuring(SOME, threads=1))
+        phases = Phases()
+        how = Measuring(SOME, threads=1, log=phases.log, progress=phases)
+        choice = quantize_to_target(exact["qwen3"], path, Target(min_cosine=cosine), how)
+        phases.check(choice.n_runs)
         with Embedder(exact["qwen3"], n_threads=1) as a, Embedder(path, n_threads=1) as b:
             for method in ("encode_query", "encode_document"):
                 pair = [getattr(e, method)(SOME).astype(np.float64) for e in (a, b)]

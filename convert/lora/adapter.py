@@ -22,14 +22,14 @@ from ..architectures import family_of
 from ..architectures.family import Family, PlannedTensor, SkippedTensor, plan_tensors
 from ..architectures.qwen3 import QWEN3, QWEN3_CROSS
 from ..blocks.rows import encode_rows, tensor_bytes
-from ..blocks.types import RECIPES
+from ..blocks.types import RECIPES, TensorType
 from ..checkpoint import Checkpoint
 from ..container.entries import KeyValue, real, text, uint
 from ..container.output import GGUFOutput, OutputTensor
 from ..modules import read_modules
 from ..reranker import is_reranker
 from ..values import read_rows
-from ..writing import ConversionReport, TensorReport, check_texts, output_path
+from ..writing import ConversionReport, check_texts, make_report, output_path
 from .merge import match
 from .peft import ADAPTER_WEIGHTS, Adapter, Update
 
@@ -87,8 +87,7 @@ def convert_adapter(
     folder = Path(source)
     title = name or folder.resolve().name
     check_texts(name=title, license=license, repository=repository, revision=revision)
-    modules = read_modules(Path(base))
-    with Adapter(folder) as adapter, Checkpoint(modules.transformer) as checkpoint:
+    with Adapter(folder) as adapter, Checkpoint((modules := read_modules(Path(base))).transformer) as checkpoint:
         family = family_of(checkpoint.config)
         planned, _ = plan_tensors(family, family.hyper(checkpoint.config), checkpoint.tensors)
         updates, ignored = match(adapter, family, checkpoint.tensors)
@@ -113,22 +112,8 @@ def convert_adapter(
                 for values, ref in ((adapter.read(pair.update.a), pair.update.a), (_b(adapter, pair), pair.update.b)):
                     file.write(encode_rows(values, recipe.default, f"{ref.file}: tensor {ref.name!r}"))
                     file.pad()
-    tensors = tuple(TensorReport(i.name, i.shape, i.kind.name, i.kind.name, "", i.nbytes) for i in infos)
-    n_parameters = sum(i.shape[0] * i.shape[1] for i in infos)
-    return ConversionReport(
-        path=path,
-        architecture=family.arch,
-        name=title,
-        ftype=recipe.label,
-        tensors=tensors,
-        skipped=ignored,
-        notes=notes,
-        n_parameters=n_parameters,
-        size_bytes=file.size,
-        bits_per_weight=8 * sum(t.nbytes for t in tensors) / n_parameters,
-        sha256=file.sha256(),
-        seconds=time.perf_counter() - started,
-    )
+    types = [TensorType(info.kind, info.kind) for info in infos]
+    return make_report(path, family.arch, title, recipe, infos, types, ignored, notes, file, started)
 
 
 def _pairs(

@@ -6,7 +6,6 @@ Names and defaults from llama.cpp's src/llama-vocab.cpp (its ``gpt2`` tokenizer)
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gguf import GGUFValueType
@@ -25,13 +24,12 @@ from .tokenizer_json import (
     check_distinct,
     model_of,
     steps_of,
-    template_of,
     token_table,
     token_text,
     unsupported,
     vocab_of,
 )
-from .vocabulary import ENDS_TEXTS, Vocabulary, asked_end, special_ids, special_texts
+from .vocabulary import ENDS_TEXTS, Vocabulary, special_ids, special_ids_by_text, template_with_end
 
 # The printable stand-ins of the 256 bytes, as GPT-2 has them.
 _PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
@@ -48,15 +46,8 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
     normalization = _unicode_normalization(tokenizer, normalizers)
     tokens, types = token_table(vocab, added, n_rows, notes)
     check_distinct(tokens)
-    by_text = {token.content: token.id for token in added if token.id < len(tokens)} | {
-        token: i for token, i in vocab.items() if token in special_texts(config)
-    }
-    template = template_of(tokenizer, types)
-    asked = asked_end(config, by_text, template, notes)
-    if asked is not None:
-        template = replace(template, after=(asked,))
-    if len(template.before) > 1 or len(template.after) > 1:
-        raise unsupported("post_processor", tokenizer.values.get("post_processor"))
+    by_text = special_ids_by_text(config, vocab, added, len(tokens))
+    template, asked = template_with_end(tokenizer, config, by_text, types, notes)
     if config.values.get("add_bos_token") is True and not template.before:
         raise UnsupportedCheckpointError(
             f"{config.file}: add_bos_token is set, and {TOKENIZER_FILE}'s post-processor adds no such token"

@@ -7,7 +7,6 @@ neighbours whose text has the highest score, where Hugging Face's joins those of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from gguf import GGUFValueType, TokenType
 
@@ -23,13 +22,12 @@ from .tokenizer_json import (
     added_tokens,
     check_distinct,
     model_of,
-    template_of,
     token_table,
     token_text,
     unsupported,
     vocab_of,
 )
-from .vocabulary import Vocabulary, asked_end, sentencepiece_steps, special_ids, special_texts
+from .vocabulary import Vocabulary, sentencepiece_steps, special_ids, special_ids_by_text, template_with_end
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 
@@ -55,18 +53,11 @@ def convert(tokenizer: Fields, config: Fields, n_rows: int) -> Vocabulary:
         )
     tokens, types = token_table(vocab, added, n_rows, notes)
     check_distinct(tokens)
-    by_text = {token.content: token.id for token in added if token.id < len(tokens)} | {
-        token: i for token, i in vocab.items() if token in special_texts(config)
-    }
+    by_text = special_ids_by_text(config, vocab, added, len(tokens))
     for byte in _BYTES:
         types[vocab[byte]] = int(TokenType.BYTE)
     unknown = by_text.get(token_text(config, "unk_token") or "", vocab.get(str(model.values.get("unk_token"))))
-    template = template_of(tokenizer, types)
-    asked = asked_end(config, by_text, template, notes)
-    if asked is not None:
-        template = replace(template, after=(asked,))
-    if len(template.before) > 1 or len(template.after) > 1:
-        raise unsupported("post_processor", tokenizer.values.get("post_processor"))
+    template, _ = template_with_end(tokenizer, config, by_text, types, notes)
     eds = template.after[0] if template.after else None
     merges = read_merges(model, vocab)
     key_values = [

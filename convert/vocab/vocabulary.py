@@ -15,7 +15,7 @@ from edge_embed.pipelines import PIPELINES, Pipeline
 from ..architectures.family import TokenizerKind
 from ..checkpoint import Fields
 from ..container.entries import KeyValue, flag, uint
-from .tokenizer_json import Template, model_type, steps_of, token_text, unsupported
+from .tokenizer_json import AddedToken, Template, model_type, steps_of, template_of, token_text, unsupported
 
 ENDS_TEXTS = "ends every text"
 """How a note ends that names an EDS token which the post-processor does not append."""
@@ -116,7 +116,30 @@ def special_ids(config: Fields, by_text: Mapping[str, int], template: Template) 
     ]
 
 
-def asked_end(config: Fields, by_text: Mapping[str, int], template: Template, notes: list[str]) -> int | None:
+def special_ids_by_text(
+    config: Fields, vocab: Mapping[str, int], added: Sequence[AddedToken], n_rows: int
+) -> dict[str, int]:
+    """Ids of the added tokens that have a row, and of what tokenizer_config.json spells as special."""
+    special = _special_texts(config)
+    return {token.content: token.id for token in added if token.id < n_rows} | {
+        token: i for token, i in vocab.items() if token in special
+    }
+
+
+def template_with_end(
+    tokenizer: Fields, config: Fields, by_text: Mapping[str, int], types: Sequence[int], notes: list[str]
+) -> tuple[Template, int | None]:
+    """What stands around a text, one token at most on each side; and the last one where ``add_eos_token`` adds it."""
+    template = template_of(tokenizer, types)
+    asked = _asked_end(config, by_text, template, notes)
+    if asked is not None:
+        template = replace(template, after=(asked,))
+    if len(template.before) > 1 or len(template.after) > 1:
+        raise unsupported("post_processor", tokenizer.values.get("post_processor"))
+    return template, asked
+
+
+def _asked_end(config: Fields, by_text: Mapping[str, int], template: Template, notes: list[str]) -> int | None:
     """The token that ``add_eos_token`` of tokenizer_config.json has appended where the post-processor does not.
 
     The tokenizers of transformers 4 (Llama, Mistral) and gte-Qwen2's own rebuild the post-processor from that flag,
@@ -134,7 +157,7 @@ def asked_end(config: Fields, by_text: Mapping[str, int], template: Template, no
     return eos
 
 
-def special_texts(config: Fields) -> set[str]:
+def _special_texts(config: Fields) -> set[str]:
     """How tokenizer_config.json spells its special tokens."""
     names = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
     return {found for name in names if (found := token_text(config, f"{name}_token")) is not None}
