@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edge_embed.engine import devices
-from edge_embed.engine.devices import cgroup_quota, cpu_name_and_flags, default_threads, peak_rss_bytes, physical_cores
+from edge_embed.engine import backends, devices
+from edge_embed.engine.devices import (
+    Gpu,
+    Memory,
+    cgroup_quota,
+    cpu_name_and_flags,
+    default_threads,
+    gpus,
+    memory,
+    peak_rss_bytes,
+    physical_cores,
+)
+from edge_embed.model_shape import Matrix
 
 
 def sysfs(root: Path, siblings: dict[int, str]) -> Path:
@@ -88,3 +101,127 @@ def test_peak_memory_is_in_bytes() -> None:
     """A Python process with NumPy holds more than 10 MB and less than a terabyte."""
     peak = peak_rss_bytes()
     assert peak is None or 10e6 < peak < 1e12
+
+
+# Memory
+
+MEMINFO = "MemTotal:       1000 kB\nMemFree:         100 kB\nMemAvailable:    600 kB\n"
+
+
+def memory_in(root: Path, groups: dict[str, dict[str, str]], own: str = "0::/\n") -> Memory:
+    """What is found on a machine of 1,000 KiB with these control groups."""
+    (root / "meminfo").write_text(MEMINFO)
+    (root / "own").write_text(own)
+    for group, files in groups.items():
+        folder = root / "cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    return memory(root / "meminfo", root / "cgroup", root / "own")
+
+
+def limited(limit: str, used: int, stat: str = "anon 5\n") -> dict[str, str]:
+    return {"memory.max": limit, "memory.current": f"{used}\n", "memory.stat": stat}
+
+
+KIB = 1024
+MACHINE = Memory(1000 * KIB, 600 * KIB)
+
+
+@pytest.mark.parametrize(
+    ("groups", "own", "expected"),
+    [
+        ({}, "0::/\n", MACHINE),
+        ({"": limited("max\n", 5)}, "0::/\n", MACHINE),
+        ({"": limited(f"{500 * KIB}\n", 100 * KIB)}, "0::/\n", Memory(500 * KIB, 400 * KIB)),
+        ({"": limited(f"{9000 * KIB}\n", 100 * KIB)}, "0::/\n", MACHINE),
+        ({"": limited(f"{500 * KIB}\n", 500 * KIB)}, "0::/\n", Memory(500 * KIB, 0)),
+        ({"": limited(f"{500 * KIB}\n", 400 * KIB, f"anon 1\ninactive_file {300 * KIB}\n")}, "0::/\n",
+         Memory(500 * KIB, 400 * KIB)),
+        ({"a/b": limited(f"{300 * KIB}\n", 0), "a": limited(f"{200 * KIB}\n", 150 * KIB)}, "0::/a/b\n",
+         Memory(200 * KIB, 50 * KIB)),
+        ({"other": limited("1\n", 0)}, "0::/a\n", MACHINE),
+        ({"memory": {"memory.limit_in_bytes": f"{400 * KIB}", "memory.usage_in_bytes": "0"}}, "3:memory:/x\n",
+         Memory(400 * KIB, 400 * KIB)),
+        ({"memory": {"memory.limit_in_bytes": f"{2**63 - 4096}", "memory.usage_in_bytes": "0"}}, "", MACHINE),
+    ],
+    ids=["none", "no limit", "limit", "above the machine", "full", "file pages", "nested", "another group", "v1",
+         "v1 without limit"],
+)  # fmt: skip
+def test_memory_is_no_more_than_any_control_group_allows(
+    groups: dict[str, dict[str, str]], own: str, expected: Memory, tmp_path: Path
+) -> None:
+    assert expected == memory_in(tmp_path, groups, own)
+
+
+def test_without_proc_what_is_available_is_not_known(tmp_path: Path) -> None:
+    found = memory(tmp_path / "none", tmp_path / "none", tmp_path / "none")
+    assert found.available is None
+    assert found.total is None or found.total > 10**6
+
+
+def test_this_machine_has_memory() -> None:
+    found = memory()
+    assert found.total is None or found.total >= (found.available or 0) > 0
+
+
+class FakeLibrary:
+    """ggml's registry with a CPU, a card and Apple's GPU."""
+
+    DEVICES = (
+        (0, b"CPU", b"CPU", 0, 0),
+        (1, b"CUDA0", b"CUDA", 3, 8),
+        (1, b"MTL0", b"MTL", 5, 6),
+        (2, b"V", b"Vulkan", 1, 2),
+    )
+
+    def ggml_backend_dev_count(self) -> int:
+        return len(self.DEVICES)
+
+    def ggml_backend_dev_get(self, index: int) -> int:
+        return index
+
+    def ggml_backend_dev_type(self, device: int) -> int:
+        return self.DEVICES[device][0]
+
+    def ggml_backend_dev_name(self, device: int) -> bytes:
+        return self.DEVICES[device][1]
+
+    def ggml_backend_dev_description(self, _: int) -> bytes:
+        return b"a card \xff"
+
+    def ggml_backend_dev_backend_reg(self, device: int) -> int:
+        return device
+
+    def ggml_backend_reg_name(self, device: int) -> bytes:
+        return self.DEVICES[device][2]
+
+    def ggml_backend_dev_memory(self, device: int, free: Any, total: Any) -> None:
+        free._obj.value, total._obj.value = self.DEVICES[device][3:]
+
+
+def test_gpus_are_what_the_library_lists_beside_the_cpu() -> None:
+    library: Any = FakeLibrary()
+    described = "a card \ufffd"
+    assert gpus(library) == [
+        Gpu("CUDA0", described, "CUDA", 8, 3, False),
+        Gpu("MTL0", described, "Metal", 6, 5, True),
+        Gpu("V", described, "Vulkan", 2, 1, True),
+    ]
+
+
+def test_the_real_registry_lists_the_cpu_and_answers() -> None:
+    library = backends.registry()
+    names = [
+        ctypes.string_at(library.ggml_backend_dev_name(library.ggml_backend_dev_get(i)))
+        for i in range(library.ggml_backend_dev_count())
+    ]
+    assert b"CPU" in names
+    assert all(gpu.total >= gpu.free for gpu in gpus(library))
+
+
+def test_matrices_of_floats_are_never_copied_into_another_order() -> None:
+    """The types that are, depend on the processor; test_plan compares with what the library allocates."""
+    asked = backends.repacks()
+    assert not asked(Matrix("F32", 256, 256, 0))
+    assert not asked(Matrix("", 256, 256, 0))

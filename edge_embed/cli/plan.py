@@ -92,8 +92,8 @@ def _lines(found: Planned) -> list[str]:
     chosen = found.plan
     places = [("main memory", chosen.host), *([(chosen.device, chosen.gpu)] if chosen.gpu_layers else [])]
     rows = [[_NAMES.get(part, part), *(size(getattr(need, part)) for _, need in places)] for part in _PARTS]
-    rows.append(["at most", *(size(need.total) for _, need in places)])
-    rows.append(["must be there", *(size(need.firm) for _, need in places)])
+    rows.append(["together", *(size(need.firm) for _, need in places)])
+    rows.append(["while loading", *(size(need.total) for _, need in places)])
     rows.append(["there is", size(chosen.room.ram) if chosen.room.ram is not None else "?"])
     if chosen.gpu_layers:
         rows[-1].append(size(chosen.room.vram))
@@ -137,4 +137,4 @@ def _described(found: Planned) -> dict[str, Any]:
 
 
 def _need(need: Need) -> dict[str, int]:
-    return {**asdict(need), "total": need.total, "firm": need.firm}
+    return {**asdict(need), "total": need.firm, "at_most": need.total}

@@ -30,10 +30,14 @@ _KV_BYTES: Final[dict[KvType, float]] = {"f16": 2.0, "q8_0": 34 / 32}  # of a va
 _FLOAT: Final = 4
 # Python with NumPy, the tokenizers' library and llama.cpp loaded. Measured, benchmarks/LOG.md, "Memory planner".
 _BASE: Final = 61 * MIB
-# For each token and each merge: llama.cpp's own vocabulary, and what a tokenizer keeps; and what both take while the
-# tokenizer is built, before anything is computed. Measured likewise.
+# For each token and each merge: llama.cpp's own vocabulary, and what a tokenizer keeps; what both take while the
+# tokenizer is built, before anything is computed; and the first with the file's header, while weights are read.
 _PER_PIECE: Final = 330
-_PER_PIECE_LOADING: Final = 530
+_PER_PIECE_BUILDING: Final = 530
+_PER_PIECE_READING: Final = 240
+# Rows of the token embeddings are read through the mapped file, 16 pages at a time. Texts in some languages read this
+# much of them, whatever they are stored as: measured, likewise.
+_EMBEDDINGS_READ: Final = 32 * MIB
 _PER_TRIE_TOKEN: Final = 1040  # of a unigram tokenizer, on top
 # Activations are quantized for the product with quantized weights, 34 bytes for 32 values: Q8_0, ggml-common.h.
 _WORK: Final = 34 / 32
@@ -44,12 +48,13 @@ class Need:
     """What one place, main memory or a GPU's, has to hold.
 
     Attributes:
-        weights: tensors, the file's pages included where it is mapped.
+        weights: tensors, and of the token embeddings what texts soon read.
         kv: keys and values.
         compute: intermediate results.
         output: the rows of results that llama.cpp keeps.
         overhead: Python, tokenizer and library; of a GPU its runtime.
-        reclaimable: of ``weights``, pages of the file that are never read again: the system drops them for nothing.
+        reclaimable: of ``weights``, pages of the mapped file, which the system may drop and has to read again.
+        loading: all that is shown for a moment, while the model is loaded: the whole file is mapped then.
     """
 
     weights: int = 0
@@ -58,16 +63,17 @@ class Need:
     output: int = 0
     overhead: int = 0
     reclaimable: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of it: of main memory, what the process holds at most."""
-        return self.weights + self.kv + self.compute + self.output + self.overhead
+    loading: int = 0
 
     @property
     def firm(self) -> int:
-        """What must be there: all but what can be dropped for nothing."""
-        return self.total - self.reclaimable
+        """What must be there."""
+        return self.weights + self.kv + self.compute + self.output + self.overhead
+
+    @property
+    def total(self) -> int:
+        """What is shown at most: a file's pages are, while it is loaded, though they make way for anything else."""
+        return max(self.firm, self.loading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +171,10 @@ def cpu_compute_bytes(model: ModelShape, context: ContextShape, *, cached: bool)
     return used + rows + round(_WORK * context.n_ubatch * max(model.n_ff, model.n_embd))
 
 
-def overhead_bytes(model: ModelShape, compute: int = 0) -> int:
-    """Python, NumPy, libraries and the vocabulary, which llama.cpp and the tokenizer hold once each.
-
-    Args:
-        model: the model.
-        compute: intermediate results, which take memory only after what loading took more is free again.
-    """
+def overhead_bytes(model: ModelShape, per_piece: int = _PER_PIECE) -> int:
+    """Python, NumPy, libraries and the vocabulary, which llama.cpp and the tokenizer hold once each."""
     trie = _PER_TRIE_TOKEN * model.n_vocab if model.trie else 0
-    pieces = model.n_vocab + model.n_merges
-    return _BASE + trie + max(_PER_PIECE * pieces, _PER_PIECE_LOADING * pieces - compute)
+    return _BASE + trie + per_piece * (model.n_vocab + model.n_merges)
 
 
 def host_need(
@@ -185,7 +185,7 @@ def host_need(
     gpu_layers: int = 0,
     device: Device | None = None,
     repacked: float = 0.0,
-    mapped: bool = True,
+    gives_back: bool = True,
     n_tokens: int | None = None,
 ) -> Need:
     """What main memory has to hold.
@@ -197,14 +197,13 @@ def host_need(
         gpu_layers: layers on a GPU as llama.cpp counts them, the output being the first of them.
         device: that GPU; its runtime takes main memory, too.
         repacked: share of the layers' weights that the CPU's kernels copy into an order of their own.
-        mapped: whether the file is mapped; then its pages are in memory beside such copies.
+        gives_back: whether pages of the file that were copied are given back (``loading.py``), as on Linux.
         n_tokens: tokens of the largest batch, where that is less than the context holds.
     """
-    on_gpu = max(0, gpu_layers - 1)
-    n_cpu = model.n_layer - on_gpu
+    n_cpu = model.n_layer - min(model.n_layer, max(0, gpu_layers - 1))
     layers = sum(model.layer_bytes[:n_cpu])
-    kept = model.input_bytes + layers + (model.output_bytes if gpu_layers == 0 else 0)
     copies = round(repacked * layers)
+    pages = layers - copies + min(model.input_bytes, _EMBEDDINGS_READ)
     kv = kv_bytes(model, context.n_ctx, context.kv_type, n_cpu) if cached else 0
     if n_tokens is not None and context.every_token:
         context = replace(context, n_ctx=n_tokens, n_ubatch=min(n_tokens, context.n_ubatch))
@@ -212,13 +211,21 @@ def host_need(
         compute = _FLOAT * context.n_ubatch * model.n_embd  # the embeddings of the tokens
     else:
         compute = cpu_compute_bytes(model, context, cached=cached)
+    output = output_bytes(model, context)
+    runtime = device.host if device is not None and gpu_layers else 0
+    overhead = overhead_bytes(model) + runtime
+    reading = model.file_bytes + overhead_bytes(model, _PER_PIECE_READING) + runtime
+    building = copies + kv + output + overhead_bytes(model, _PER_PIECE_BUILDING) + runtime
+    if not gives_back:
+        building += model.file_bytes
     return Need(
-        weights=(model.file_bytes + copies) if mapped else kept,
+        weights=copies + pages,
         kv=kv,
         compute=compute,
-        output=output_bytes(model, context),
-        overhead=overhead_bytes(model, compute) + (device.host if device is not None and gpu_layers else 0),
-        reclaimable=(model.file_bytes - kept + copies) if mapped else 0,
+        output=output,
+        overhead=overhead,
+        reclaimable=pages,
+        loading=max(reading, building),
     )
 
 

@@ -7,6 +7,7 @@ comes, so a plan is made for batches, and says how long a single text may be; a 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
@@ -101,12 +102,12 @@ class MemoryPlan:
 
     @property
     def total(self) -> int:
-        """Of both places; pages of the file that may be dropped are counted."""
-        return self.host.total + self.gpu.total
+        """Of both places, when the model is loaded."""
+        return self.host.firm + self.gpu.firm
 
     @property
     def reclaimable(self) -> int:
-        """Pages of the file that are never read again."""
+        """Of the weights, pages of the mapped file: the system may drop them, and has to read them again."""
         return self.host.reclaimable
 
     def explain(self) -> list[str]:
@@ -123,10 +124,9 @@ class MemoryPlan:
             lines.append(f"no layer fits into {gb(self.room.vram)} of the GPU's memory: all on the CPU")
         have = "" if self.room.ram is None else f" of {gb(self.room.ram)}"
         lines.append(f"main memory: {gb(self.host.firm)}{have}")
-        if self.host.reclaimable > self.host.total // 50:
+        if self.host.total > self.host.firm:
             lines.append(
-                f"the process shows up to {gb(self.host.total)}: {gb(self.host.reclaimable)} of that are pages of "
-                "the file that are not read again once the model is loaded, and make way when memory is needed"
+                f"while the model is loaded, the process shows {gb(self.host.total)}: the file's pages, which make way"
             )
         lines.append(
             f"batches of {self.n_batch:,} tokens, {self.n_ubatch:,} computed at a time, {self.kv_type} keys and values"
@@ -244,6 +244,7 @@ class _Search:
             gpu_layers=gpu_layers,
             device=device,
             repacked=self.repacked,
+            gives_back=sys.platform == "linux",
             n_tokens=max(n_batch, n_tokens),
         )
         gpu = Need()
@@ -371,7 +372,7 @@ def _refusal(
     if gpu_layers:
         hint += "; fewer gpu_layers take less of the GPU's memory"
     parts = (
-        f"{gb(least.weights_bytes - least.reclaimable)} weights, {gb(least.kv_bytes)} keys and values, "
+        f"{gb(least.weights_bytes)} weights, {gb(least.kv_bytes)} keys and values, "
         f"{gb(least.compute_bytes + least.output_bytes)} buffers, {gb(least.overhead_bytes)} overhead"
     )
     return EngineMemoryError(
