@@ -203,6 +203,26 @@ def test_at_the_size_of_a_plain_type_less_is_lost(model: str, exact: dict[str, P
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.gguf", "plain.gguf", "r.gguf"]
 
 
+def test_a_large_model_is_measured_coarsely_and_beside_the_plain_types_of_its_size(
+    exact: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it were too large for more; each point of the frontier is the whole model encoded anew."""
+    monkeypatch.setattr("edge_embed.convert.recipe.scheme._BUDGET", 0.0)
+    plain = quantize(exact["qwen3"], tmp_path / "plain.gguf", ftype="q4_k_m")
+    phases = Phases()
+    how = Measuring(SOME, threads=1, log=phases.log, progress=phases)
+    choice = quantize_to_target(exact["qwen3"], tmp_path / "r.gguf", Target(max_bytes=plain.size_bytes), how)
+    assert "in one type, and scaling the others" in phases.found[0][0]
+    assert choice.report.size_bytes <= plain.size_bytes
+    names = [point.name for point in choice.frontier]
+    assert names[:2] == ["recipe", "recipe"]
+    sizes = {point.name: point.size_bytes for point in choice.frontier if point.name != "recipe"}
+    assert len(sizes) == 2
+    assert min(sizes.values()) <= plain.size_bytes < max(sizes.values())
+    beside = min(choice.frontier[2:], key=lambda point: point.size_bytes)
+    assert choice.figures.mean_cosine > beside.figures.mean_cosine
+
+
 class Phases:
     """What a choice says of its progress: the runs of the model behind each sentence."""
 

@@ -89,7 +89,9 @@ class Chooser:
                 frontier = weighted_frontier(units, partial(self._pick, target))
                 chosen = self._choose(model, frontier, target)
                 decisions.append((path, target, frontier, chosen))
-                points = points or self._points(model, frontier)
+                points = points or self._points(
+                    model, frontier, scheme, target.max_bytes or self._plan(chosen, target).size_bytes
+                )
         reference = self._vectors(self._source.path)
         return [self._write(*decision, points, reference) for decision in decisions]
 
@@ -184,11 +186,20 @@ class Chooser:
         self._ran("a choice")
         return figures
 
-    def _points(self, model: MeasuredModel, frontier: Frontier) -> list[Point]:
-        """Some points of the frontier, and the plain types, measured."""
+    def _points(self, model: MeasuredModel, frontier: Frontier, scheme: Scheme, near: int) -> list[Point]:
+        """Some points of the frontier, and the plain types, measured.
+
+        Each is the whole model encoded anew. Where the model is too large to be measured finely, that would take longer
+        than all else: then the ends of the frontier and the plain types next to ``near`` bytes have to do.
+        """
         points = []
-        indices = frontier.spread(POINTS)
+        indices = frontier.spread(2 if scheme.scaled else POINTS)
         plain = [name for name, recipe in RECIPES.items() if recipe.default not in EXACT]
+        if scheme.scaled:
+            sizes = {name: plan_file(self._source, recipe_named(name), self._matrix).size_bytes for name in plain}
+            below = sorted((n, name) for name, n in sizes.items() if n <= near)[-1:]
+            above = sorted((n, name) for name, n in sizes.items() if n > near)[:1]
+            plain = [name for _, name in below + above]
         self._begin("measuring what other sizes and the plain types lose", len(indices) + len(plain))
         for index in indices:
             assignment = frontier.at(index)

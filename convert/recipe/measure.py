@@ -86,6 +86,7 @@ class MeasuredModel:
         self._kept_bytes = 0
         self._model = ObservedModel(source.path, self._observer, mmap=False, threads=engine_threads)
         self._largest: dict[str, float] = {}
+        self._now: dict[str, Kind] = {}  # the types that matrices were given
         self.matrices: tuple[TensorInfo, ...] = ()
 
     def measure_on(self, texts: Sequence[str]) -> None:
@@ -128,8 +129,12 @@ class MeasuredModel:
         Raises:
             CheckpointError: a value does not fit it; the matrix must then be replaced again.
         """
+        if self._now.get(tensor.name) == kind:
+            return
+        self._now.pop(tensor.name, None)
         with contextlib.closing(self._encoded(tensor, kind)) as parts:
             self._observer.replace(tensor.name, int(kind), GGML_QUANT_SIZES[kind], parts)
+        self._now[tensor.name] = kind
 
     def fits(self, tensor: TensorInfo, kind: Kind) -> bool:
         """Whether every value of the matrix fits the type; it may have that type afterwards."""
