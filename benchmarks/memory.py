@@ -3,7 +3,7 @@
     python -m benchmarks.memory MODEL... [--tokens 512 2048 8192]
 
 Each row is a process of its own: it opens the model with ``Embedder``, embeds 99 short texts and then one text of so
-many tokens, and says what the system reports as its peak (``ru_maxrss``). Pages of the mapped file count there, so the
+many tokens, and says what the system reports as its peak. Pages of the mapped file count there, so the
 prediction is the plan's ``host.total``. The processes use the CPU. A long text may take long: ``--timeout`` stops it.
 Its context, with all keys and values, is written before the first token is computed, and then all intermediate results
 but the mask, which grows with the tokens read: such rows are marked. Prints a Markdown table.

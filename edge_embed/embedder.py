@@ -54,7 +54,7 @@ class Embedder:
         default_prompt_name: the prompt used where a call names none.
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default.
-        gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
+        gpu_layers: layers put on a GPU, the output counted as one; as many as fit, by default.
         kv_type: how a model with a KV cache keeps what it has seen of a text: ``f16``, or ``q8_0`` in half the memory
             and less exactly.
         deterministic: the same text gives the same bits whatever else is in the call: each is computed by itself,

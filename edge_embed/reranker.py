@@ -50,7 +50,7 @@ class Reranker:
         max_tokens: most tokens of a pair; the model's own limit by default.
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default.
-        gpu_layers: layers put on a GPU; all of them where the library supports one, by default.
+        gpu_layers: layers put on a GPU, the output counted as one; as many as fit, by default.
         lora, lora_scale: a LoRA adapter and how much of it is added; see ``Embedder``.
         cache: where logits are kept for the next time; see ``Embedder``.
         download: whether a known model that is not here may be downloaded; see ``Embedder``.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edge_embed.engine import backends, devices
@@ -95,6 +98,14 @@ def test_this_machine_has_a_thread_and_not_more_than_its_cpus() -> None:
 
 def test_the_cpu_is_described_the_same_way_twice() -> None:
     assert cpu_name_and_flags() == cpu_name_and_flags()
+
+
+def test_the_peak_of_a_process_is_not_its_parents() -> None:
+    """A child of a process that holds much would otherwise begin with that."""
+    held = np.ones(200 << 20, dtype=np.uint8)
+    child = "from edge_embed.engine.devices import peak_rss_bytes; print(peak_rss_bytes() or 0)"
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < len(held)
 
 
 def test_peak_memory_is_in_bytes() -> None:

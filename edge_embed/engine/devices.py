@@ -20,6 +20,7 @@ _CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
 # ggml-backend.h, enum ggml_backend_dev_type: memory of its own, or the machine's.
 _GPU, _INTEGRATED_GPU = 1, 2
 # What the backends call themselves, where it is not what everybody calls them.
@@ -204,7 +205,14 @@ def _text(raw: bytes | None) -> str:
 
 
 def peak_rss_bytes() -> int | None:
-    """The most memory that this process has held at once, in bytes, or None where the system does not say."""
+    """The most memory that this process has held at once, in bytes, or None where the system does not say.
+
+    Linux counts as ``ru_maxrss`` what the parent held when it started the process, too; its own figure comes first.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
         import sys
