@@ -16,6 +16,7 @@ from edge_embed.errors import NonFiniteError
 from edge_embed.types import Batch, Encoding
 from tests import oracle
 from tests.checkpoints import build_tiny_bert, build_tiny_qwen3
+from tests.scripts import run_script
 from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder
 
 WORDS = "the cat sat on a mat good morning green tea world".split()
@@ -58,6 +59,43 @@ def test_a_graph_without_result_norm_falls_back_to_pooling(qwen3: Embedder, monk
     found = run(engine, encodings)
     assert engine.hidden is False
     assert cosines(expected, found).min() > 0.99999
+
+
+def test_batches_that_share_are_taken_after_the_fall_back_too(qwen3: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were packed before the first of them showed that llama.cpp has to pool."""
+    encodings = [Encoding(np.array([7, 8, 9, 10, 11, 20 + i, i], np.int32), 7) for i in range(40)]
+    expected = run(LlamaEngine(qwen3.info, n_threads=1), encodings)
+    engine = LlamaEngine(qwen3.info, n_threads=1)
+    batches = list(pack(encodings, n_batch=16, n_seq_max=64, share=True))
+    assert all(batch.shared for batch in batches[:2])
+    monkeypatch.setattr(engine._rows, "take", lambda: np.empty((0, engine.n_embd), dtype=np.float32))
+    found = np.empty_like(expected)
+    for batch in batches:
+        found[list(batch.indices)] = engine.decode(batch)
+    assert engine.hidden is False
+    assert cosines(expected, found).min() > 0.99999
+
+
+def test_any_number_of_texts_a_batch_leaves_the_process_alive(bert_path: Path) -> None:
+    """llama.cpp ends it where a ubatch is no multiple of the sequences."""
+    code = """
+        import sys
+        import numpy as np
+        from edge_embed.batching import pack
+        from edge_embed.engine.llama import LlamaEngine
+        from edge_embed.gguf_header import read_header
+        from edge_embed.model_info import read_model_info
+        from edge_embed.types import Encoding
+
+        info = read_model_info(read_header(sys.argv[1]))
+        encodings = [Encoding(np.arange(5, 5 + n, dtype=np.int32), n) for n in range(1, 12)]
+        for n_seq_max in (3, 251):
+            engine = LlamaEngine(info, n_threads=1, n_batch=31, n_seq_max=n_seq_max)
+            for batch in pack(encodings, n_batch=31, n_seq_max=n_seq_max):
+                assert np.isfinite(engine.decode(batch)).all()
+            engine.close()
+    """
+    run_script(code, bert_path)
 
 
 def test_a_text_longer_than_any_before_makes_the_context_grow(qwen3_path: Path) -> None:

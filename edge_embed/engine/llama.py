@@ -154,6 +154,7 @@ class LlamaEngine:
         # An observer is to see every text whole.
         shares = share_prefixes and not deterministic and observer is None
         self._shares = shares and shares_prefixes(info, hidden=self.hidden)
+        self._takes_shared = self._shares  # also when it is found that llama.cpp has to pool: batches may be on the way
         self._memory = Memory(self._lib.c, n_seq_max)
         self._limits = EngineLimits(
             n_batch=n_batch,
@@ -363,6 +364,8 @@ class LlamaEngine:
         return rows
 
     def _decode(self, batch: Batch) -> Float32Array:
+        if batch.shared and not self._shares:
+            return np.concatenate([self._decode(single) for single in alone(batch)])
         self._fit(batch.n_tokens)
         texts = sequences(batch) if self._shares else []
         warm = self._memory.warm(batch, texts)
@@ -382,9 +385,7 @@ class LlamaEngine:
         self.hidden = self._shares = False  # no result_norm in this architecture's graph: let llama.cpp pool
         self._limits = replace(self._limits, shares_prefixes=False)
         self._grow(batch.n_tokens)
-        if not batch.shared:
-            return self._decode(batch)
-        return np.concatenate([self._decode(single) for single in alone(batch)])
+        return self._decode(batch)
 
     def _decode_tokens(self, batch: Batch) -> Float32Array:
         self._fit(batch.n_tokens, tokens=True)
@@ -459,7 +460,7 @@ class LlamaEngine:
                 raise InvalidOptionError(f"a token id outside 0 to {limits.n_vocab - 1}")
 
     def _check_shared(self, batch: Batch) -> None:
-        if not self._limits.shares_prefixes:
+        if not self._takes_shared:
             raise InvalidOptionError("this model's texts cannot share what they begin with")
         enclosing: list[int] = []  # where the stretches end that are open
         before = 0

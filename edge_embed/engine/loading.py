@@ -1,7 +1,7 @@
 """What loading a model keeps in memory: the weights once, not the file beside their copies.
 
-llama.cpp maps the file. Weights that are repacked for faster kernels, or moved to a GPU, are read through the mapping and
-copied, and the pages that were read stay with the process: for most quantized models the whole file a second time.
+llama.cpp maps the file. Weights that are repacked for faster kernels, or moved to a GPU, are read through the mapping
+and copied, and the pages that were read stay with the process: for most quantized models the whole file a second time.
 They can be read again at any time, so they are given back while the model is loaded. What stays mapped (the embeddings
 of tokens, of which a text needs a few rows) comes back page by page when it is used.
 """
@@ -26,7 +26,7 @@ def mappings(file: str, maps: Path = _MAPS) -> list[tuple[int, int]]:
     """
     found = []
     with contextlib.suppress(OSError):
-        inode = os.stat(file).st_ino
+        inode = Path(file).stat().st_ino
         for line in maps.read_text(errors="replace").splitlines():
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[4] == str(inode) and fields[5] == os.path.realpath(file):

@@ -76,6 +76,10 @@ def context_shape(
     shares = shares_prefixes(info, hidden=hidden) and not tokens
     n_ctx = max(-(-n_tokens // ROW) * ROW, n_seq_max) + (KEPT_TOKENS if shares else 0)
     n_seq_max += RESIDENTS if shares else 0
+    if not hidden:
+        # llama.cpp plans memory for equally many tokens of each sequence, and where a ubatch is no multiple of these
+        # its graph of mean pooling ends the process. Powers of two up to 256 divide ROW.
+        n_seq_max = 1 << (n_seq_max - 1).bit_length()
     every_token = tokens or not hidden or info.pooling in ("mean", "cls")
     return ContextShape(
         n_ctx=n_ctx,
