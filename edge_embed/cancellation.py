@@ -12,7 +12,8 @@ from edge_embed.errors import CallCancelledError, DeadlineExceededError, Invalid
 
 
 class Cancellation:
-    """Stops the calls that it is given to: at the next text between batches, in the middle of a batch on the CPU.
+    """Stops the calls that it is given to: between two texts while they are tokenized, then between two batches, and
+    in the middle of a batch on the CPU.
 
     One may be given to several calls, in several threads. It cannot be used again once it has stopped them.
 
@@ -86,8 +87,10 @@ def stop_of(timeout: float | None, cancellation: Cancellation | None) -> Cancell
     """What stops a call that takes both.
 
     Raises:
-        InvalidOptionError: both were given, or ``timeout`` is not a positive number.
+        InvalidOptionError: both were given, ``timeout`` is not a positive number, or the other is no Cancellation.
     """
+    if cancellation is not None and not isinstance(cancellation, Cancellation):
+        raise InvalidOptionError(f"cancellation is {cancellation!r}", hint="give a Cancellation, or None")
     if timeout is None:
         return cancellation
     if cancellation is not None:

@@ -199,6 +199,7 @@ class Embedder:
             EngineMemoryError, ComputeError, EngineClosedError: the engine.
             CallCancelledError, DeadlineExceededError: the call was stopped.
         """
+        stop = stop_of(timeout, cancellation)
         job = self.prepare(
             texts,
             prompt=prompt,
@@ -212,9 +213,10 @@ class Embedder:
             max_tokens=max_tokens,
             overlap=overlap,
             output=output,
+            cancellation=stop,
         )
         try:
-            (result,) = self.run([job], show_progress_bar=show_progress_bar, timeout=timeout, cancellation=cancellation)
+            (result,) = self.run([job], show_progress_bar=show_progress_bar, cancellation=stop)
         except NonFiniteError as error:
             raise NonFiniteError(error.indices, error.partial[0]) from None
         return result
@@ -234,9 +236,11 @@ class Embedder:
         max_tokens: int | None = None,
         overlap: int | None = None,
         output: Output = "vectors",
+        cancellation: Cancellation | None = None,
     ) -> EmbedJob:
         """Everything of a call that comes before the model runs. Arguments and errors as for ``embed``."""
         self._check_open()
+        stop = stop_of(None, cancellation)
         texts = as_texts(texts)
         if normalize is not None and not isinstance(normalize, (bool, np.bool_)):
             raise InvalidOptionError(f"normalize is {normalize!r}", hint="True, False or None")
@@ -254,7 +258,7 @@ class Embedder:
             )
         if overlap is not None and truncate != "chunk":
             raise InvalidOptionError("overlap is given without windows", hint='it belongs to truncate="chunk"')
-        encodings, parts, positions = self._encode_once(texts, prefix, truncate, max_tokens, overlap)
+        encodings, parts, positions = self._encode_once(texts, prefix, truncate, max_tokens, overlap, stop)
         return EmbedJob(
             encodings=tuple(encodings),
             parts=tuple(parts),
@@ -442,7 +446,13 @@ class Embedder:
         )
 
     def _encode_once(
-        self, texts: Sequence[str], prefix: str, truncate: Truncate, max_tokens: int | None, overlap: int | None
+        self,
+        texts: Sequence[str],
+        prefix: str,
+        truncate: Truncate,
+        max_tokens: int | None,
+        overlap: int | None,
+        stop: Cancellation | None,
     ) -> tuple[list[Encoding], list[tuple[int, int]], list[int]]:
         """Encodings of the distinct texts, which of them are each one's, and for each text which one it is."""
         seen: dict[str, int] = {}
@@ -452,6 +462,8 @@ class Embedder:
         for index, text in enumerate(texts):
             checked = check_text(text, index)
             if checked not in seen:
+                if stop is not None:
+                    stop.check()
                 seen[checked] = len(parts)
                 if truncate == "chunk":
                     found = self._tokenizer.windows(

@@ -163,10 +163,10 @@ class Reranker:
             CallCancelledError, DeadlineExceededError: the call was stopped.
         """
         self._check_open()
+        stop = stop_of(timeout, cancellation)
         chosen = self.instruction if instruction is None else self._instruction(instruction)
-        encodings, positions = self._encode_once(_as_pairs(pairs), chosen, truncate, max_tokens)
+        encodings, positions = self._encode_once(_as_pairs(pairs), chosen, truncate, max_tokens, stop)
         with Progress("reranking", len(encodings), "pairs", enabled=show_progress_bar) as progress:
-            stop = stop_of(timeout, cancellation)
             found = compute(self._engine, encodings, len(self._head.labels), progress, stop, self._cache)
         logits = _logits(found.rows, self._head)[positions]
         result = RerankResult(_activated(logits, self._head), logits, *usage(encodings, positions, found.cached))
@@ -286,7 +286,12 @@ class Reranker:
         return instruction
 
     def _encode_once(
-        self, pairs: Sequence[Pair], instruction: str | None, truncate: Truncate, max_tokens: int | None
+        self,
+        pairs: Sequence[Pair],
+        instruction: str | None,
+        truncate: Truncate,
+        max_tokens: int | None,
+        stop: Cancellation | None,
     ) -> tuple[list[Encoding], list[int]]:
         """Encodings of the distinct pairs, and for each pair which of them is its own."""
         seen: dict[Pair, int] = {}
@@ -294,6 +299,8 @@ class Reranker:
         positions: list[int] = []
         for index, pair in enumerate(pairs):
             if pair not in seen:
+                if stop is not None:
+                    stop.check()
                 seen[pair] = len(encodings)
                 encodings.append(self._encode(*pair, instruction, truncate, index, max_tokens))
             positions.append(seen[pair])

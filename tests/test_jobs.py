@@ -220,6 +220,28 @@ def test_a_call_stops_when_another_thread_says_so() -> None:
     assert testing.fake_reranker().rank("a", ["b"])[0].document == "b"
 
 
+def test_a_call_stops_while_its_texts_are_tokenized() -> None:
+    cancellation, read = Cancellation(), list[str]()
+
+    class Text(str):
+        def encode(self, *arguments: Any) -> bytes:
+            read.append(self)
+            if len(read) == 5:
+                cancellation.cancel()
+            return super().encode(*arguments)
+
+    texts = [Text(i) for i in range(100)]
+    with pytest.raises(CallCancelledError):
+        fake_embedder().embed(texts, cancellation=cancellation)
+    assert len(read) <= 6
+    pairs = [("query", text) for text in texts]
+    read, cancellation = [], Cancellation()
+    with pytest.raises(CallCancelledError):
+        testing.fake_reranker().score(pairs, cancellation=cancellation)
+    with pytest.raises(InvalidOptionError, match="cancellation is 3"):
+        fake_embedder().embed(["a"], cancellation=3)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1", True])
 def test_a_time_limit_that_is_none_is_refused(timeout: float) -> None:
     with pytest.raises(InvalidOptionError, match="timeout is"):
@@ -271,8 +293,9 @@ def test_a_batch_under_way_is_stopped_in_the_middle(how: str, long_reader: tuple
     recorder.codes.clear()
     recorder.begun.clear()
     if how == "timeout":
+        job = embedder.prepare([text])
         with pytest.raises(DeadlineExceededError):
-            embedder.embed([text], timeout=1.5)
+            embedder.run([job], timeout=1.5)
     elif how == "cancel":
         cancellation = Cancellation()
         threading.Thread(target=lambda: (recorder.begun.wait(), cancellation.cancel())).start()
