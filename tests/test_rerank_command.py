@@ -339,11 +339,19 @@ def test_what_each_stage_cut_is_said(path: Path, embedder_path: Path, corpus: Pa
     assert (empty.exit_code, empty.stdout, empty.stderr) == (0, "", "note: the input holds no documents\n")
 
 
+def test_as_many_are_reranked_as_are_to_be_printed(path: Path, embedder_path: Path) -> None:
+    lines = "".join(f"{i}\n" for i in range(130))
+    options = ["--embedder", embedder_path, "-m", path, "--threads", "1"]
+    for more, n in (([], 100), (["-k", "120"], 120)):
+        assert len(run("q", *options, *more, stdin=lines).stdout.splitlines()) == n
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
         (["--candidates", "5"], 2, "--candidates is about finding candidates"),
         (["--vectors", "v.npy"], 2, "--vectors is about finding candidates"),
+        (["--embedder", "{embedder}", "--candidates", "5", "-k", "6"], 2, "--top-k 6 of --candidates 5"),
         (["--embedder", "{reranker}"], 3, "is a reranker"),
         (["--embedder", "{embedder}", "-m", "{embedder}"], 3, "is an embedding model"),
         (["--embedder", "{embedder}", "--max-tokens", "5"], 2, "give at least"),

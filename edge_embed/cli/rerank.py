@@ -100,11 +100,17 @@ class SearchOptions:
     candidates: int | None
     vectors: Path | None
 
-    def check(self) -> None:
-        """click.UsageError where something is asked for that the first stage does, and there is none."""
+    def check(self, top_k: int | None) -> None:
+        """click.UsageError where what is asked for needs a first stage, or more of it.
+
+        Args:
+            top_k: how many documents are to be printed, None for all that are reranked.
+        """
         if self.embedder is None and (self.candidates is not None or self.vectors is not None):
             option = "--candidates" if self.candidates is not None else "--vectors"
             raise click.UsageError(f"{option} is about finding candidates: name the model that does, with --embedder")
+        if self.candidates is not None and top_k is not None and top_k > self.candidates:
+            raise click.UsageError(f"--top-k {top_k} of --candidates {self.candidates}: raise the latter")
 
 
 def _rerank_options(command: Command) -> Command:
@@ -156,7 +162,10 @@ def _search_options(command: Command) -> Command:
         command,
         click.option("--embedder", metavar="MODEL", help="Find candidates first, with this embedding model."),
         click.option(
-            "--candidates", type=AT_LEAST_1, metavar="N", help=f"How many are reranked; {CANDIDATES} by default."
+            "--candidates",
+            type=AT_LEAST_1,
+            metavar="N",
+            help=f"How many are reranked; {CANDIDATES} by default, or as many as are to be printed.",
         ),
         click.option(
             "--vectors",
@@ -197,7 +206,7 @@ def rerank(query: str, source: TextSource, stage: SearchOptions, asked: RerankOp
     their lines have the "cosine" as well. The query is embedded with the model's own prompt for queries, or with the
     --instruction where the model takes one. Of the corpus only the candidates are kept in memory.
     """
-    stage.check()
+    stage.check(asked.top_k)
     if stage.embedder is not None:
         _two_stages(query, source, stage, asked)
         return
@@ -257,7 +266,7 @@ def _candidates(query: str, source: TextSource, stage: SearchOptions, asked: Rer
                 embedder,
                 query,
                 source.read(),
-                stage.candidates or CANDIDATES,
+                stage.candidates or max(CANDIDATES, asked.top_k or 0),
                 vectors=vectors,
                 instruction=asked.instruction if takes_instruction else None,
                 truncate=asked.truncate,
