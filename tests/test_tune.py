@@ -155,6 +155,15 @@ def test_where_nothing_is_faster_the_untuned_settings_stay() -> None:
     assert (REFERENCE, 1.0, True) == (found.settings, found.speedup, found.complete)
 
 
+def test_what_does_not_matter_for_the_best_settings_is_not_tried() -> None:
+    layers = Coordinate("gpu_layers", (-1, 0), applies=lambda best: best.library == "other")
+    engines = Coordinate("library", ("", "other"))
+    slow = find(Machine(lambda s: 2.0 if s.library else 1.0), engines, layers)
+    assert {"library=other": "no faster"} == verdicts(slow)
+    fast = find(Machine(lambda s: 1.0 if s.library else 2.0), engines, layers)
+    assert {"library=other": "faster", "gpu_layers=0": "no faster"} == verdicts(fast)
+
+
 def test_a_machine_that_slows_down_all_the_time_does_not_decide() -> None:
     """Each run takes 5 % longer than the one before it, whoever runs."""
     machine = Machine(lambda s: 0.8 if not s.use_extra_bufts else 1.0, drift=1.05)
@@ -630,7 +639,7 @@ def test_the_table_says_what_was_tried_and_chosen(monkeypatch: pytest.MonkeyPatc
         ),
     )  # fmt: skip
     planned = tuner.plan(read_model_info(read_header(bert_path)), "documents")
-    outcome = tuner.Outcome(planned, found, {"documents": 9}, {"documents": 999}, True)
+    outcome = tuner.Outcome(planned, found, {"documents": 9}, {"documents": 999}, True, True)
     monkeypatch.setattr(tuner, "tune", lambda *_, **__: outcome)
     result = run("tune", bert_path, "--profile", "documents")
     lines = result.stdout.splitlines()
@@ -638,6 +647,17 @@ def test_the_table_says_what_was_tried_and_chosen(monkeypatch: pytest.MonkeyPatc
     assert lines[3].endswith("failed: it died of SIGILL")
     assert "1.25 times as fast as untuned" in result.stdout
     assert "not everything was tried" in result.stderr
+
+
+def test_where_the_time_was_too_short_nothing_is_kept(
+    monkeypatch: pytest.MonkeyPatch, bert_path: Path, info: ModelInfo, few_batches: None
+) -> None:
+    monkeypatch.setattr(tuner, "Search", lambda start, judge, _, say: Search(start, judge, 0.0, say))
+    result = run("tune", bert_path)
+    assert result.exit_code == 0, result.stderr
+    assert "nothing was decided, and nothing kept" in result.stdout
+    assert "give more time with --budget" in result.stderr
+    assert None is tune.choice(info)
 
 
 def test_a_dry_run_starts_nothing(bert_path: Path, monkeypatch: pytest.MonkeyPatch, empty_cache: Path) -> None:

@@ -204,15 +204,15 @@ def _show(info: ModelInfo, outcome: Outcome, profile: Profile, *, as_json: bool)
     for line in table(rows, head, right=range(1, len(head) - 1)):
         click.echo(line)
     click.echo()
-    if found.settings == outcome.plan.reference:
-        click.echo("nothing is faster than the untuned settings")
-    else:
+    if found.settings != outcome.plan.reference:
         click.echo(f"{found.speedup:.2f} times as fast as untuned: {_settings(found.settings)}")
+    elif outcome.decided:
+        click.echo("nothing is faster than the untuned settings")
     if not found.complete:
-        note("not everything was tried: give more time with --budget")
+        note("not everything was tried" + ("" if found.interrupted else ": give more time with --budget"))
     if outcome.kept:
         click.echo("kept: every later start uses it")
+    elif outcome.decided:
+        note("the cache folder cannot be written: nothing was kept")
     else:
-        note(
-            "nothing was kept" if outcome.found.interrupted else "the cache folder cannot be written: nothing was kept"
-        )
+        click.echo("nothing was decided, and nothing kept")

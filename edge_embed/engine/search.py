@@ -70,11 +70,13 @@ class Coordinate:
         values: what it may be.
         ordered: whether speed rises to a best value and falls behind it: then a step that does not pay ends the walk
             in its direction.
+        applies: whether it matters where those are the best settings.
     """
 
     name: str
     values: tuple[Any, ...]
     ordered: bool = False
+    applies: Callable[[Settings], bool] = lambda _: True
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,8 @@ class Search:
         try:
             self._note(Measured({}, reference.settings, "reference", tokens_per_second=self._rates(reference)))
             for coordinate in coordinates:
-                self._walk(coordinate)
+                if coordinate.applies(self._best.settings):
+                    self._walk(coordinate)
             complete = all(entry.verdict != "not measured" for entry in self._measured)
             if self._best is not reference:
                 speedup = self._confirmed(reference)

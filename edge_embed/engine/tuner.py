@@ -59,13 +59,15 @@ class Outcome:
         found: what it has led to.
         n_texts: texts of each part that were used.
         n_tokens: tokens of these.
-        kept: whether later starts will use it; False where the cache folder cannot be written, or nothing was decided.
+        decided: whether there is anything to keep: better settings, or that there are none.
+        kept: whether later starts will use it; False where the cache folder cannot be written.
     """
 
     plan: Plan
     found: Found
     n_texts: Mapping[str, int]
     n_tokens: Mapping[str, int]
+    decided: bool
     kept: bool
 
 
@@ -92,11 +94,14 @@ def plan(
     if texts is not None and not any(texts):
         raise InvalidOptionError("there are no texts to measure", hint="give some, or leave out the file")
     folders = list(dict.fromkeys([*(_folder(path) for path in libraries), *_installed()]))
+    offloads = bool(bindings.load().c.llama_supports_gpu_offload())
     default = default_threads()
     threads = sorted({1, max(1, default // 2), default, os.cpu_count() or default})
     coordinates = [
         Coordinate("library", ("", *folders)),
-        Coordinate("gpu_layers", (-1, 0) if folders or _offloads() else (-1,)),
+        Coordinate(
+            "gpu_layers", (-1, 0) if folders or offloads else (-1,), applies=lambda best: bool(best.library) or offloads
+        ),
         Coordinate("use_extra_bufts", (True, False) if use_extra_bufts else (False,)),
         Coordinate("n_threads", tuple(threads), ordered=True),
     ]
@@ -154,7 +159,7 @@ def tune(
         reference.rest()
     decided = found.complete or found.settings != planned.reference
     kept = decided and keep(info, Choice(found.settings, profile, found.speedup, found.complete, []))
-    return Outcome(planned, found, numbers, n_tokens, kept)
+    return Outcome(planned, found, numbers, n_tokens, decided, kept)
 
 
 def _prepare(info: ModelInfo, reference: Trial, budget: float) -> tuple[dict[str, int], dict[str, int], Judge]:
@@ -211,7 +216,3 @@ def _installed() -> list[str]:
     with contextlib.suppress(OSError):
         return [str(path.resolve()) for path in sorted((cache_dir() / "engines").iterdir()) if path.suffix != ".tmp"]
     return []
-
-
-def _offloads() -> bool:
-    return bool(bindings.load().c.llama_supports_gpu_offload())
