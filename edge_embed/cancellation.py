@@ -31,7 +31,7 @@ class Cancellation:
         self.timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._cancelled = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may cancel the call that it interrupts
         self._interrupts: list[Callable[[], None]] = []
 
     def cancel(self) -> None:

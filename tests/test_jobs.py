@@ -28,6 +28,7 @@ from edge_embed.errors import (
 from edge_embed.testing import FakeEngine, fake_embedder
 from edge_embed.types import Batch, Float32Array
 from tests.oracle import smollm2_file
+from tests.scripts import run_script
 from tests.tiny_gguf import gguf_bytes, tiny_decoder
 
 LONG = " ".join(f"word{i}" for i in range(400))
@@ -251,6 +252,24 @@ def test_a_time_limit_that_is_none_is_refused(timeout: float) -> None:
 def test_a_time_limit_belongs_to_the_cancellation_where_there_is_one() -> None:
     with pytest.raises(InvalidOptionError, match="together"):
         fake_embedder().embed(["a"], timeout=1, cancellation=Cancellation())
+
+
+def test_a_signals_handler_may_cancel_the_call_that_it_interrupts() -> None:
+    """Wherever it is: the handler runs between any two steps of the interrupted thread."""
+    code = """
+        import signal, time
+        from edge_embed.cancellation import Cancellation
+
+        cancellation, times = Cancellation(), []
+        signal.signal(signal.SIGALRM, lambda *_: (times.append(0), cancellation.cancel()))
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+        while len(times) < 1000:
+            with cancellation.interrupting(lambda: None):
+                pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print("done")
+    """
+    assert run_script(code, timeout=60) == "done\n"
 
 
 class Recorder:

@@ -186,9 +186,51 @@ def test_freeing_on_the_engines_own_thread_does_not_wait_for_itself(bert_path: P
     engine = LlamaEngine(read_model_info(read_header(sys.argv[1])), n_threads=1)
     owner = engine._owner
     with owner._lock:
-        future = owner._pool.submit(Work(engine))
+        future = owner._submit(Work(engine))
         del engine
     future.result()
     print("done")
     """
     assert "done\n" == run_script(code, bert_path, timeout=30)
+
+
+def test_a_thread_may_outlive_the_main_one(bert_path: Path) -> None:
+    code = """
+    import sys, threading, time
+    from edge_embed import Embedder
+    embedder = Embedder(sys.argv[1], n_threads=1)
+    def work():
+        threading.main_thread().join()
+        print(embedder.encode("cat").shape)
+    threading.Thread(target=work).start()
+    """
+    assert "(32,)\n" == run_script(code, bert_path)
+
+
+def test_the_garbage_collector_may_free_one_engine_in_the_midst_of_a_call_of_another(bert_path: Path) -> None:
+    """It may run wherever something is allocated, so in making the future of a call, too."""
+    code = """
+    import gc, sys, threading
+    from concurrent.futures import Future, ThreadPoolExecutor
+    from edge_embed import Embedder
+
+    gc.disable()
+
+    def lose():
+        embedder = Embedder(sys.argv[1], n_threads=1)
+        embedder.itself = embedder
+
+    kept = Embedder(sys.argv[1], n_threads=1)
+    make = Future.__init__
+    def collect(self):
+        make(self)
+        gc.collect()
+    Future.__init__ = collect
+    lose()
+    kept.encode("cat")
+    lose()
+    with ThreadPoolExecutor(1) as pool:  # somebody else's
+        print(pool.submit(kept.encode, "cat").result(30).shape)
+    print(sum(thread.name.startswith("edge-embed") for thread in threading.enumerate()))
+    """
+    assert "(32,)\n1\n" == run_script(code, bert_path, timeout=30)

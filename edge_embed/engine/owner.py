@@ -12,13 +12,18 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeVar
+from concurrent.futures import CancelledError, Future, wait
+from queue import SimpleQueue
+from typing import Any, Final, TypeVar
 
 from edge_embed.cancellation import Cancellation
 from edge_embed.errors import CallCancelledError, EngineClosedError, EngineUnavailableError
 
 T = TypeVar("T")
+
+# How long closing waits for a thread that has nothing more to do. Not for ever: a destructor may have interrupted its
+# caller inside one of the locks that an ending thread takes.
+_END_SECONDS: Final = 1.0
 
 
 class AbortFlag:
@@ -63,16 +68,39 @@ class Handles:
             self.model = None
 
 
+_Job = tuple[Future[Any], Callable[[], Any]]
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    """Run what comes, until None does."""
+    while (job := jobs.get()) is not None:
+        future, run = job
+        if future.set_running_or_notify_cancel():
+            try:
+                result = run()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+                del result
+        del job, future, run  # it may hold the last reference to the engine
+
+
 class Owner:
     """Runs work on one thread, in the order in which it came.
+
+    Not a ThreadPoolExecutor: those take no more work once the main thread has ended, although others are still busy,
+    and the lock that they share must not be asked for by a destructor, which may run in the midst of any of them.
 
     Args:
         abort: ends what is computed at the moment.
     """
 
     def __init__(self, abort: AbortFlag) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-embed-engine")
-        self._thread = self._pool.submit(threading.get_ident).result()
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()  # whose put() may interrupt another
+        # A daemon: it is ended by close(), at the latest when the interpreter ends.
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name="edge-embed-engine", daemon=True)
+        self._thread.start()
         self._pid = os.getpid()
         self._lock = threading.Condition()
         self._borrowers = 0
@@ -99,7 +127,7 @@ class Owner:
 
         with self._lock:
             self._check_open()
-            future: Future[T] = self._pool.submit(run)
+            future = self._submit(run)
 
         def interrupt() -> None:
             if not future.cancel():
@@ -119,6 +147,11 @@ class Owner:
                     interrupt()
                     wait([future])
                 raise
+
+    def _submit(self, run: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        self._jobs.put((future, run))
+        return future
 
     @contextlib.contextmanager
     def borrowed(self) -> Iterator[None]:
@@ -154,20 +187,14 @@ class Owner:
                 return
             self.closed = True
             self._lock.wait_for(lambda: self._borrowers == 0)
-            if (
-                threading.get_ident() == self._thread
-            ):  # a finished call held the last reference: it cannot wait for itself
-                last()
-                self._pool.shutdown(wait=False)
+            if threading.get_ident() == self._thread.ident:
+                last()  # a finished call held the last reference: it cannot wait for itself
+                self._jobs.put(None)
                 return
-            future = None
-            with contextlib.suppress(RuntimeError):  # the interpreter is ending and its pools are shut: free from here
-                future = self._pool.submit(last)
-        if future is not None:
-            future.result()
-        else:
-            last()
-        self._pool.shutdown(wait=True)
+            future = self._submit(last)
+            self._jobs.put(None)
+        future.result()
+        self._thread.join(_END_SECONDS)
 
 
 def shutdown(owner: Owner, handles: Handles) -> None:
