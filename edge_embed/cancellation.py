@@ -6,9 +6,12 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from edge_embed.errors import CallCancelledError, DeadlineExceededError, InvalidOptionError
+
+T = TypeVar("T")
 
 
 class Cancellation:
@@ -96,3 +99,11 @@ def stop_of(timeout: float | None, cancellation: Cancellation | None) -> Cancell
     if cancellation is not None:
         raise InvalidOptionError("timeout and cancellation were given together", hint="Cancellation(timeout=...)")
     return Cancellation(timeout)
+
+
+def watched(items: Iterable[T], stop: Cancellation | None) -> Iterator[T]:
+    """The items, one after another, until the call is to stop. Raises as ``Cancellation.check``."""
+    for item in items:
+        if stop is not None:
+            stop.check()
+        yield item

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from edge_embed import postprocess, prompts
 from edge_embed.cache import EmbeddingCache, ModelCache
-from edge_embed.cancellation import Cancellation, stop_of
+from edge_embed.cancellation import Cancellation, stop_of, watched
 from edge_embed.errors import EngineClosedError, InvalidOptionError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.inputs import as_texts, checked_prompts
@@ -19,7 +19,7 @@ from edge_embed.model_info import read_model_info, require_embeddings
 from edge_embed.progress import Progress
 from edge_embed.projection_file import with_projection
 from edge_embed.provision import locate
-from edge_embed.running import EngineOptions, compute, compute_tokens, open_model
+from edge_embed.running import EngineOptions, adapter_of, compute, compute_tokens, open_model
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
     OUTPUTS,
@@ -30,7 +30,6 @@ from edge_embed.types import (
     Engine,
     Float32Array,
     KvType,
-    Lora,
     ModelInfo,
     Output,
     Pooling,
@@ -101,7 +100,7 @@ class Embedder:
         require_embeddings(info)
         info = with_projection(info, header, projection, adapted=lora is not None)
         postprocess.check_dim(truncate_dim, info.n_embd)
-        adapter = None if lora is None else Lora(str(lora), lora_scale)
+        adapter = adapter_of(lora, lora_scale)
         options = EngineOptions(n_threads=n_threads, n_batch=n_batch, gpu_layers=gpu_layers, kv_type=kv_type)
         engine, tokenizer = open_model(header, info, {**options, "deterministic": deterministic, "lora": adapter})
         try:
@@ -240,8 +239,7 @@ class Embedder:
     ) -> EmbedJob:
         """Everything of a call that comes before the model runs. Arguments and errors as for ``embed``."""
         self._check_open()
-        stop = stop_of(None, cancellation)
-        texts = as_texts(texts)
+        watched_texts = watched(as_texts(texts), stop_of(None, cancellation))
         if normalize is not None and not isinstance(normalize, (bool, np.bool_)):
             raise InvalidOptionError(f"normalize is {normalize!r}", hint="True, False or None")
         dim = postprocess.check_dim(
@@ -258,7 +256,7 @@ class Embedder:
             )
         if overlap is not None and truncate != "chunk":
             raise InvalidOptionError("overlap is given without windows", hint='it belongs to truncate="chunk"')
-        encodings, parts, positions = self._encode_once(texts, prefix, truncate, max_tokens, overlap, stop)
+        encodings, parts, positions = self._encode_once(watched_texts, prefix, truncate, max_tokens, overlap)
         return EmbedJob(
             encodings=tuple(encodings),
             parts=tuple(parts),
@@ -446,13 +444,7 @@ class Embedder:
         )
 
     def _encode_once(
-        self,
-        texts: Sequence[str],
-        prefix: str,
-        truncate: Truncate,
-        max_tokens: int | None,
-        overlap: int | None,
-        stop: Cancellation | None,
+        self, texts: Iterable[str], prefix: str, truncate: Truncate, max_tokens: int | None, overlap: int | None
     ) -> tuple[list[Encoding], list[tuple[int, int]], list[int]]:
         """Encodings of the distinct texts, which of them are each one's, and for each text which one it is."""
         seen: dict[str, int] = {}
@@ -462,8 +454,6 @@ class Embedder:
         for index, text in enumerate(texts):
             checked = check_text(text, index)
             if checked not in seen:
-                if stop is not None:
-                    stop.check()
                 seen[checked] = len(parts)
                 if truncate == "chunk":
                     found = self._tokenizer.windows(

@@ -57,6 +57,8 @@ def with_projection(
         return info
     if inside:
         raise InvalidOptionError(f"{info.path} holds a projection already, and {path} would be applied to its result")
+    if not isinstance(path, (str, Path)):
+        raise InvalidOptionError(f"projection is {path!r}", hint="give a file of `edge-embed project fit`")
     beside = read_header(path)
     projection = read_projection(beside)
     read = Metadata(beside)

@@ -11,20 +11,19 @@ from typing import Any, cast
 import numpy as np
 
 from edge_embed.cache import EmbeddingCache, ModelCache
-from edge_embed.cancellation import Cancellation, stop_of
+from edge_embed.cancellation import Cancellation, stop_of, watched
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info, require_scores
 from edge_embed.progress import Progress
 from edge_embed.prompts import INSTRUCTION_SLOT, fill_slots, split_rerank_template
 from edge_embed.provision import locate
-from edge_embed.running import compute, open_model, usage
+from edge_embed.running import adapter_of, compute, open_model, usage
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
     Encoding,
     Engine,
     Float32Array,
-    Lora,
     ModelInfo,
     RankedDocument,
     RerankInfo,
@@ -79,7 +78,7 @@ class Reranker:
         header = read_header(locate(model, download=download, show_progress_bar=True))
         info = read_model_info(header, max_tokens=max_tokens)
         require_scores(info)
-        adapter = None if lora is None else Lora(str(lora), lora_scale)
+        adapter = adapter_of(lora, lora_scale)
         engine, tokenizer = open_model(
             header,
             info,
@@ -165,7 +164,7 @@ class Reranker:
         self._check_open()
         stop = stop_of(timeout, cancellation)
         chosen = self.instruction if instruction is None else self._instruction(instruction)
-        encodings, positions = self._encode_once(_as_pairs(pairs), chosen, truncate, max_tokens, stop)
+        encodings, positions = self._encode_once(watched(_as_pairs(pairs), stop), chosen, truncate, max_tokens)
         with Progress("reranking", len(encodings), "pairs", enabled=show_progress_bar) as progress:
             found = compute(self._engine, encodings, len(self._head.labels), progress, stop, self._cache)
         logits = _logits(found.rows, self._head)[positions]
@@ -286,12 +285,7 @@ class Reranker:
         return instruction
 
     def _encode_once(
-        self,
-        pairs: Sequence[Pair],
-        instruction: str | None,
-        truncate: Truncate,
-        max_tokens: int | None,
-        stop: Cancellation | None,
+        self, pairs: Iterable[Pair], instruction: str | None, truncate: Truncate, max_tokens: int | None
     ) -> tuple[list[Encoding], list[int]]:
         """Encodings of the distinct pairs, and for each pair which of them is its own."""
         seen: dict[Pair, int] = {}
@@ -299,8 +293,6 @@ class Reranker:
         positions: list[int] = []
         for index, pair in enumerate(pairs):
             if pair not in seen:
-                if stop is not None:
-                    stop.check()
                 seen[pair] = len(encodings)
                 encodings.append(self._encode(*pair, instruction, truncate, index, max_tokens))
             positions.append(seen[pair])

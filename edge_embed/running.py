@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from edge_embed.batching import pack
 from edge_embed.cache import Lookup, ModelCache
 from edge_embed.cancellation import Cancellation
+from edge_embed.errors import InvalidOptionError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.progress import Progress
 from edge_embed.tokenizer import Tokenizer, tokenizer_of
@@ -25,6 +27,19 @@ class EngineOptions(TypedDict, total=False):
     lora: Lora | None
     kv_type: KvType
     deterministic: bool
+
+
+def adapter_of(path: str | Path | None, scale: float) -> Lora | None:
+    """The adapter that a caller names, if any.
+
+    Raises:
+        InvalidOptionError: a scale of no adapter.
+    """
+    if path is not None:
+        return Lora(str(path), scale)
+    if scale != 1.0:
+        raise InvalidOptionError(f"lora_scale is {scale!r}, and there is no lora", hint="name the adapter's file")
+    return None
 
 
 def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> tuple[Engine, Tokenizer]:

@@ -393,6 +393,11 @@ def test_a_scale_that_is_no_number(scale: Any, base: Path, tmp_path: Path) -> No
         Embedder(base, lora=tmp_path / "a.gguf", lora_scale=scale)
 
 
+def test_a_scale_without_an_adapter_is_refused(base: Path) -> None:
+    with pytest.raises(errors.InvalidOptionError, match=r"lora_scale is 0\.5, and there is no lora"):
+        Embedder(base, lora_scale=0.5)
+
+
 def test_an_adapter_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(gguf_bytes(ADAPTER, PAIR))
     with pytest.raises(errors.UnsupportedModelError, match=r"is an adapter(.|\n)*--lora"):

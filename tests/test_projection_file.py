@@ -354,3 +354,8 @@ def test_every_cut_off_file_is_refused(header: GgufHeader, tmp_path: Path) -> No
         path.write_bytes(data[:length])
         with pytest.raises(EdgeEmbedError):
             with_projection(info, header, path)
+
+
+def test_what_is_no_file_name_is_refused(header: GgufHeader) -> None:
+    with pytest.raises(InvalidOptionError, match="projection is 3"):
+        with_projection(read_model_info(header), header, 3)  # type: ignore[arg-type]
