@@ -152,9 +152,8 @@ class LlamaEngine:
         self._every_token = info.pooling in ("mean", "cls")
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
         # An observer is to see every text whole.
-        shares = share_prefixes and not deterministic and observer is None
-        self._shares = shares and shares_prefixes(info, hidden=self.hidden)
-        self._takes_shared = self._shares  # also when it is found that llama.cpp has to pool: batches may be on the way
+        shares = share_prefixes and not deterministic and observer is None and shares_prefixes(info, hidden=self.hidden)
+        self._shares = self._takes_shared = shares  # the latter stays: batches may be on their way
         self._memory = Memory(self._lib.c, n_seq_max)
         self._limits = EngineLimits(
             n_batch=n_batch,
@@ -469,12 +468,8 @@ class LlamaEngine:
             while enclosing and enclosing[-1] <= stretch.first:
                 enclosing.pop()
             outer = enclosing[-1] if enclosing else batch.n_seqs
-            if (
-                ids.dtype != np.int32
-                or ids.ndim != 1
-                or not len(ids)
-                or not before <= stretch.first < stretch.end <= outer
-            ):
+            sound = ids.dtype == np.int32 and ids.ndim == 1 and len(ids)
+            if not sound or not before <= stretch.first < stretch.end <= outer:
                 raise InvalidOptionError("a stretch of shared tokens is empty, out of order or crosses another")
             enclosing.append(stretch.end)
             before = stretch.first
