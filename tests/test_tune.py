@@ -26,7 +26,7 @@ from edge_embed.engine.tune import Choice, Settings
 from edge_embed.errors import EngineUnavailableError, InvalidOptionError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
-from edge_embed.types import Float32Array, ModelInfo, RerankInfo
+from edge_embed.types import Encoding, Float32Array, ModelInfo, RerankInfo
 
 REFERENCE = Settings(
     library="", gpu_layers=-1, use_extra_bufts=True, n_threads=2, n_batch=384, n_ubatch=512, share_prefixes=True
@@ -399,6 +399,18 @@ def test_a_child_computes_what_an_embedder_does(path: str, request: pytest.Fixtu
     assert min(seconds.values()) > 0
 
 
+def test_a_turn_has_texts_that_the_last_one_had_not_and_keeps_the_prompt() -> None:
+    """Otherwise an engine that keeps beginnings in memory finds there what it is timed for."""
+    texts = [[7, 7, 1, 5, 9], [7, 7, 1, 6, 9], [7, 7, 4, 9]]
+    calls = [[Encoding(np.array(t, np.int32), len(t)) for t in texts[:2]], [Encoding(np.array(texts[2], np.int32), 4)]]
+    for turn in (1, 2):
+        varied = [encoding.token_ids.tolist() for call in trial.unseen(calls, turn, 100) for encoding in call]
+        assert [[7, 7, 1 + turn, 5, 9], [7, 7, 1 + turn, 6, 9], [7, 7, 4 + turn, 9]] == varied
+    assert texts == [encoding.token_ids.tolist() for call in calls for encoding in call]
+    alone = trial.unseen([[Encoding(np.array([3], np.int32), 1)]], 98, 100)
+    assert [1] == alone[0][0].token_ids.tolist()
+
+
 def test_a_child_that_dies_is_a_failed_candidate(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_embed.engine.child._PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     with pytest.raises(CandidateFailedError, match="it died of SIGSEGV"):
@@ -635,7 +647,8 @@ def test_the_table_says_what_was_tried_and_chosen(monkeypatch: pytest.MonkeyPatc
         (
             Measured({}, REFERENCE, "reference", tokens_per_second=rates),
             Measured({"n_batch": 512}, best, "faster", "", 1.3, rates, 2e-5),
-            Measured({"use_extra_bufts": False}, best, "failed", "it died of SIGILL"),
+            Measured({"use_extra_bufts": False}, REFERENCE, "failed", "it died of SIGILL"),
+            Measured({"n_threads": 1}, dataclasses.replace(best, n_threads=1), "faster", "", 1.1, rates, 0.0),
         ),
     )  # fmt: skip
     planned = tuner.plan(read_model_info(read_header(bert_path)), "documents")
@@ -645,6 +658,7 @@ def test_the_table_says_what_was_tried_and_chosen(monkeypatch: pytest.MonkeyPatc
     lines = result.stdout.splitlines()
     assert ["n_batch", "512", "1,234", "1.30", "2.0e-05", "chosen"] == lines[2].split()
     assert lines[3].endswith("failed: it died of SIGILL")
+    assert lines[4].endswith("faster, but not in the end")
     assert "1.25 times as fast as untuned" in result.stdout
     assert "not everything was tried" in result.stderr
 

@@ -15,7 +15,7 @@ from edge_embed.cli.terminal import clean, note, say_json, table, terminable
 from edge_embed.files import INPUT_FORMATS, InputFormat, read_file
 
 if TYPE_CHECKING:
-    from edge_embed.engine.search import Measured
+    from edge_embed.engine.search import Found, Measured
     from edge_embed.engine.tune import Profile, Settings
     from edge_embed.engine.tuner import Outcome, Plan
     from edge_embed.types import ModelInfo, Pooling
@@ -127,6 +127,17 @@ def _verdict(measured: Measured) -> str:
     return f"{measured.ratio:.2f} times the best so far, {measured.verdict}; {rate}"
 
 
+def _fate(measured: Measured, found: Found) -> str:
+    """What became of a candidate in the end."""
+    if measured.verdict == "reference":
+        return "chosen" if measured.settings == found.settings else "untuned"
+    if measured.verdict != "faster":
+        return f"{measured.verdict}: {measured.reason}" if measured.reason else measured.verdict
+    chosen = asdict(found.settings)
+    in_use = all(chosen[name] == value for name, value in measured.changed.items())
+    return "chosen" if in_use else "faster, but not in the end"
+
+
 def _label(changed: Any) -> str:
     return ", ".join(f"{name} {_value(value)}" for name, value in changed.items()) or "untuned"
 
@@ -181,23 +192,15 @@ def _show(info: ModelInfo, outcome: Outcome, profile: Profile, *, as_json: bool)
         )
         return
     parts = list(outcome.n_tokens)
-    chosen = asdict(found.settings)
     rows = []
     for measured in found.measured:
-        in_use = all(chosen[name] == value for name, value in measured.changed.items())
-        reference = not measured.changed
-        taken = found.settings == measured.settings if reference else measured.verdict == "faster" and in_use
         rows.append(
             (
                 _label(measured.changed),
                 *(f"{rate:,.0f}" if (rate := measured.tokens_per_second.get(name)) else "" for name in parts),
                 "" if measured.ratio is None else f"{measured.ratio:.2f}",
                 "" if measured.deviation is None else f"{measured.deviation:.1e}",
-                "chosen"
-                if taken
-                else measured.verdict
-                if not measured.reason
-                else f"{measured.verdict}: {measured.reason}",
+                _fate(measured, found),
             )
         )
     head = ("setting", *(f"{name}, tokens/s" for name in parts), "times", "deviation", "")

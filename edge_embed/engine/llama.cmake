@@ -31,3 +31,14 @@ function(edge_embed_add_kernels)
 endfunction()
 set(edge_embed_native "${CMAKE_CURRENT_LIST_DIR}/native")
 cmake_language(DEFER DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}" CALL edge_embed_add_kernels)
+
+# 4. Where llama.cpp is built with OpenVINO (build.py --openvino), its library is left out of the wheel by that project's
+#    list. It has to find those of OpenVINO, which stay where they are, beside the folder that CMake found it by.
+function(edge_embed_install_openvino)
+    if(TARGET ggml-openvino)
+        llama_cpp_python_install_target(ggml-openvino)
+        get_filename_component(libs "${OpenVINO_DIR}/../libs" ABSOLUTE)
+        set_target_properties(ggml-openvino PROPERTIES INSTALL_RPATH "$ORIGIN;${libs}")
+    endif()
+endfunction()
+cmake_language(DEFER DIRECTORY "${CMAKE_CURRENT_SOURCE_DIR}" CALL edge_embed_install_openvino)
