@@ -24,6 +24,7 @@ from edge_embed.cache import CacheWarning, EmbeddingCache, ModelCache, store
 from edge_embed.cli import main
 from edge_embed.errors import (
     CacheFileError,
+    EngineClosedError,
     InvalidOptionError,
     ModelFileError,
     ModelNotFoundError,
@@ -695,3 +696,24 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
         assert "not a cache of edge-embed" in result.stderr
     assert command("cache", "limit", "1kB").exit_code == 2
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_batch_that_ends_after_close_does_not_open_the_file_again(bert_path: Path, tmp_path: Path) -> None:
+    embedder = Embedder(bert_path, n_threads=1, n_batch=8, cache=tmp_path / "cache.sqlite")
+    engine: Any = embedder._engine
+    decode = engine.decode
+
+    def closing(*arguments: Any) -> Any:
+        rows = decode(*arguments)
+        embedder.close()
+        return rows
+
+    engine.decode = closing
+    with pytest.raises(EngineClosedError):
+        embedder.embed(["the cat sat on the mat", "good morning world", "green tea"] * 3)
+    (tmp_path / "cache.sqlite").unlink()
+    with pytest.raises(EngineClosedError):
+        embedder.embed(["the cat"])
+    assert not list(tmp_path.iterdir())
+    assert embedder._cache is not None
+    assert embedder._cache.store._database is None

@@ -36,7 +36,7 @@ class ModelCache:
     """
 
     def __init__(self, store: EmbeddingCache, settings: dict[str, Any], *, owned: bool = False) -> None:
-        self.store, self._owned = store, owned
+        self.store, self._owned, self._closed = store, owned, False
         text = json.dumps({"version": ROWS_VERSION, **settings}, sort_keys=True)
         self._digest = hashlib.blake2b(text.encode(), digest_size=32, person=b"edge-embed row")
 
@@ -84,9 +84,15 @@ class ModelCache:
         """What is known of those encodings."""
         return Lookup(self, encodings, width)
 
+    def put(self, rows: dict[bytes, bytes]) -> None:
+        """Keep rows, unless this was closed meanwhile: its store would be opened again, and nobody would close it."""
+        if not self._closed:
+            self.store.put(rows)
+
     def close(self) -> None:
         """Write what is left; closes the store if it was opened for this model."""
         if self._owned:
+            self._closed = True
             self.store.close()
         else:
             self.store.flush(wait=OPEN_SECONDS)
@@ -131,6 +137,6 @@ class Lookup:
         if self._cache is not None:
             little = rows.astype("<f4", copy=False)
             finite: BoolArray = np.asarray(np.isfinite(rows).all(axis=1))
-            self._cache.store.put(
+            self._cache.put(
                 {self._keys[i]: row.tobytes() for i, row, ok in zip(positions, little, finite, strict=True) if ok}
             )
