@@ -654,7 +654,12 @@ def test_the_table_says_what_was_tried_and_chosen(monkeypatch: pytest.MonkeyPatc
     planned = tuner.plan(read_model_info(read_header(bert_path)), "documents")
     outcome = tuner.Outcome(planned, found, {"documents": 9}, {"documents": 999}, True, True)
     monkeypatch.setattr(tuner, "tune", lambda *_, **__: outcome)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
+    assert "busy" not in run("tune", bert_path).stderr
+    monkeypatch.setattr(os, "getloadavg", lambda: (96.5, 0.0, 0.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
     result = run("tune", bert_path, "--profile", "documents")
+    assert "a load of 96.5 on 64 CPUs" in result.stderr
     lines = result.stdout.splitlines()
     assert ["n_batch", "512", "1,234", "1.30", "2.0e-05", "chosen"] == lines[2].split()
     assert lines[3].endswith("failed: it died of SIGILL")

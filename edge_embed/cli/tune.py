@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -90,6 +91,7 @@ def tune(
     """
     from edge_embed.engine import tune as choices
     from edge_embed.engine import tuner
+    from edge_embed.engine.devices import load_average
     from edge_embed.gguf_header import read_header
     from edge_embed.model_info import read_model_info
 
@@ -106,6 +108,9 @@ def tune(
         planned = tuner.plan(info, profile, texts=texts, libraries=libraries)
         _show_plan(planned, budget, as_json=as_json)
         return
+    load, cpus = load_average(), os.cpu_count()
+    if load is not None and cpus is not None and load > cpus / 2:
+        note(f"the machine is busy (a load of {load:.1f} on {cpus} CPUs): other settings may be fastest when it is not")
     with terminable():
         outcome = tuner.tune(info, profile, budget=budget, say=_say, texts=texts, libraries=libraries)
     _show(info, outcome, profile, as_json=as_json)

@@ -61,6 +61,14 @@ def cgroup_quota(v2: Path = _CGROUP_V2, v1: Path = _CGROUP_V1) -> int | None:
     return -(-int(quota) // int(period))
 
 
+def load_average() -> float | None:
+    """How many threads on the whole machine have wanted to run in the last minute, or None where it does not say."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+
+
 def cpu_name_and_flags() -> tuple[str, str]:
     """The CPU's name and its feature flags, as the system reports them; empty strings where it does not."""
     try:
