@@ -183,7 +183,7 @@ def test_an_interrupt_leaves_nothing(
 ) -> None:
     """While embedding, and while a copy is written."""
     arguments = ("project", "fit", bert_path, "-f", texts_file, "--into", tmp_path / "m.gguf", "--no-progress")
-    for target in ("edge_embed.projection.fit", "edge_embed.convert.container.GGUFOutput.write"):
+    for target in ("edge_embed.projection.fit", "edge_embed.convert.container.output.GGUFOutput.write"):
         with monkeypatch.context() as patch:
             patch.setattr(target, interrupt)
             result = run(*arguments, "--threads", "1")
