@@ -59,7 +59,7 @@ def _compare(name: str, tokenizer: dict[str, Any], texts: dict[str, list[str]]) 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         path = Path(folder) / "tiny.gguf"
         path.write_bytes(gguf_bytes(*tiny_decoder("llama", typed(vocabulary))))
-        engine = stack.enter_context(Embedder(path, n_threads=1))._engine
+        engine = stack.enter_context(Embedder(path, n_threads=1)).backend.engine
         for set_name, as_they_are in texts.items():
             columns: list[int] = []
             n_ids = 0

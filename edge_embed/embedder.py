@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -14,17 +14,18 @@ from edge_embed.cancellation import Cancellation, stop_of, watched
 from edge_embed.errors import EngineClosedError, InvalidOptionError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.inputs import as_texts, checked_prompts
-from edge_embed.jobs import EmbedJob, finish, merged, pooled
+from edge_embed.jobs import EmbedJob, distinct, finish, merged, pooled
 from edge_embed.model_info import read_model_info, require_embeddings
 from edge_embed.progress import Progress
 from edge_embed.projection_file import with_projection
 from edge_embed.provision import locate
-from edge_embed.running import EngineOptions, adapter_of, compute, compute_tokens, open_model
+from edge_embed.running import Backend, EngineOptions, adapter_of, compute, compute_tokens, open_model
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
     OUTPUTS,
     TEXT_TRUNCATIONS,
     AnyArray,
+    BoolArray,
     EmbedResult,
     Encoding,
     Engine,
@@ -104,8 +105,8 @@ class Embedder:
         options = EngineOptions(n_threads=n_threads, n_batch=n_batch, gpu_layers=gpu_layers, kv_type=kv_type)
         engine, tokenizer = open_model(header, info, {**options, "deterministic": deterministic, "lora": adapter})
         try:
-            self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name)
-            self._cache = ModelCache.open(cache, info, adapter, kv_type=kv_type, deterministic=deterministic)
+            kept = ModelCache.open(cache, info, adapter, kv_type=kv_type, deterministic=deterministic)
+            self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name, kept)
         except BaseException:
             engine.close()
             raise
@@ -124,8 +125,7 @@ class Embedder:
     ) -> Embedder:
         """An Embedder over any engine, e.g. ``edge_embed.testing.FakeEngine``, without a model file."""
         self = cls.__new__(cls)
-        self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name)
-        self._cache = cache
+        self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name, cache)
         return self
 
     def _assemble(
@@ -136,12 +136,14 @@ class Embedder:
         truncate_dim: int | None,
         own_prompts: Mapping[str, str] | None,
         default_prompt_name: str | None,
+        cache: ModelCache | None,
     ) -> None:
         self.info = info
         self.prompts = {**info.prompts, **checked_prompts(own_prompts)}
         self.default_prompt_name = default_prompt_name or info.default_prompt_name
         self.truncate_dim = truncate_dim
-        self._engine, self._tokenizer = engine, tokenizer
+        self.backend = Backend(engine, engine.n_embd, cache)
+        self._tokenizer = tokenizer
         self._prefix(None, None, None)  # a default prompt that does not exist is an error now, not at the first call
 
     # Embedding
@@ -256,7 +258,14 @@ class Embedder:
             )
         if overlap is not None and truncate != "chunk":
             raise InvalidOptionError("overlap is given without windows", hint='it belongs to truncate="chunk"')
-        encodings, parts, positions = self._encode_once(watched_texts, prefix, truncate, max_tokens, overlap)
+
+        def encode(text: str, index: int) -> list[Encoding]:
+            if truncate == "chunk":
+                return self._tokenizer.windows(text, prompt=prefix, overlap=overlap, index=index, max_tokens=max_tokens)
+            return [self._tokenizer.encode(text, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens)]
+
+        checked = (check_text(text, index) for index, text in enumerate(watched_texts))
+        encodings, parts, positions = distinct(checked, encode)
         return EmbedJob(
             encodings=tuple(encodings),
             parts=tuple(parts),
@@ -289,28 +298,46 @@ class Embedder:
         self._check_open()
         stop = stop_of(timeout, cancellation)
         encodings, places = merged(jobs)
-        width = self._engine.n_embd
         tokens: list[Float32Array] | None = None
         cached = np.zeros(len(encodings), dtype=np.bool_)
         with Progress("embedding", len(encodings), "texts", enabled=show_progress_bar) as progress:
             if any(job.tokens for job in jobs):
-                tokens = compute_tokens(self._engine, encodings, progress, stop)
-                rows = pooled(tokens, self.info.pooling, width)
+                tokens = compute_tokens(self.backend.engine, encodings, progress, stop)
+                rows = pooled(tokens, self.info.pooling, self.backend.width)
             else:
-                found = compute(self._engine, encodings, width, progress, stop, self._cache)
+                found = compute(self.backend, encodings, progress, stop)
                 rows, cached = found.rows, found.cached
         results: list[EmbedResult] = []
         guilty: list[int] = []
         done = 0
         for job, place in zip(jobs, places, strict=True):
             own = [tokens[i] for i in place] if tokens is not None and job.tokens else None
-            result, wrong = finish(job, rows[place], self.info.dense, own, cached[place])
+            result, wrong = finish(job, rows[place], cached[place], self.info.dense, own)
             results.append(result)
             guilty += [done + index for index in wrong]
             done += len(job.positions)
         if guilty:
             raise NonFiniteError(guilty, results)
         return results
+
+    def finish(
+        self, job: EmbedJob, rows: Float32Array, cached: BoolArray, tokens: Sequence[Float32Array] | None = None
+    ) -> EmbedResult:
+        """The result of a job whose rows something else had computed (a scheduler).
+
+        Args:
+            job: from ``prepare`` of this Embedder.
+            rows: float32 ``[n_encodings, n]`` of its encodings.
+            cached: bool ``[n_encodings]``, which of them were not computed now.
+            tokens: float32 ``[n_tokens, n]`` for each encoding, where the job asks for them.
+
+        Raises:
+            NonFiniteError: the model overflowed on some texts; ``.partial`` is the result of the others.
+        """
+        result, wrong = finish(job, rows, cached, self.info.dense, tokens)
+        if wrong:
+            raise NonFiniteError(wrong, result)
+        return result
 
     def encode(
         self,
@@ -443,51 +470,22 @@ class Embedder:
             instruction_template=self.info.instruction_template,
         )
 
-    def _encode_once(
-        self, texts: Iterable[str], prefix: str, truncate: Truncate, max_tokens: int | None, overlap: int | None
-    ) -> tuple[list[Encoding], list[tuple[int, int]], list[int]]:
-        """Encodings of the distinct texts, which of them are each one's, and for each text which one it is."""
-        seen: dict[str, int] = {}
-        encodings: list[Encoding] = []
-        parts: list[tuple[int, int]] = []
-        positions: list[int] = []
-        for index, text in enumerate(texts):
-            checked = check_text(text, index)
-            if checked not in seen:
-                seen[checked] = len(parts)
-                if truncate == "chunk":
-                    found = self._tokenizer.windows(
-                        checked, prompt=prefix, overlap=overlap, index=index, max_tokens=max_tokens
-                    )
-                else:
-                    found = [
-                        self._tokenizer.encode(
-                            checked, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens
-                        )
-                    ]
-                parts.append((len(encodings), len(encodings) + len(found)))
-                encodings += found
-            positions.append(seen[checked])
-        return encodings, parts, positions
-
     # Life
 
     def forget(self) -> None:
         """What the next call computes does not depend on earlier ones, to the last bit; a cache is not emptied."""
-        self._engine.forget()
+        self.backend.engine.forget()
 
     def close(self) -> None:
         """Free the model; a call under way in another thread finishes its batch first."""
-        self._engine.close()
-        if self._cache is not None:
-            self._cache.close()
+        self.backend.close()
 
     def __enter__(self) -> Embedder:
         self._check_open()
         return self
 
     def _check_open(self) -> None:
-        if self._engine.closed:
+        if self.backend.engine.closed:
             raise EngineClosedError("the embedder is closed", hint="make a new Embedder")
 
     def __exit__(

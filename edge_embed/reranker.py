@@ -14,13 +14,15 @@ from edge_embed.cache import EmbeddingCache, ModelCache
 from edge_embed.cancellation import Cancellation, stop_of, watched
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
+from edge_embed.jobs import RerankJob, distinct, usage
 from edge_embed.model_info import read_model_info, require_scores
 from edge_embed.progress import Progress
 from edge_embed.prompts import INSTRUCTION_SLOT, fill_slots, split_rerank_template
 from edge_embed.provision import locate
-from edge_embed.running import adapter_of, compute, open_model, usage
+from edge_embed.running import Backend, adapter_of, compute, open_model
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
+    BoolArray,
     Encoding,
     Engine,
     Float32Array,
@@ -90,8 +92,7 @@ class Reranker:
             },
         )
         try:
-            self._assemble(info, engine, tokenizer, instruction)
-            self._cache = ModelCache.open(cache, info, adapter)
+            self._assemble(info, engine, tokenizer, instruction, ModelCache.open(cache, info, adapter))
         except BaseException:
             engine.close()
             raise
@@ -108,14 +109,21 @@ class Reranker:
     ) -> Reranker:
         """A Reranker over any engine that gives the logits of ``info.rerank.labels``, without a model file."""
         self = cls.__new__(cls)
-        self._assemble(info, engine, tokenizer, instruction)
-        self._cache = cache
+        self._assemble(info, engine, tokenizer, instruction, cache)
         return self
 
-    def _assemble(self, info: ModelInfo, engine: Engine, tokenizer: Tokenizer, instruction: str | None) -> None:
+    def _assemble(
+        self,
+        info: ModelInfo,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        instruction: str | None,
+        cache: ModelCache | None,
+    ) -> None:
         self.info = info
         self._head = require_scores(info)
-        self._engine, self._tokenizer = engine, tokenizer
+        self.backend = Backend(engine, len(self._head.labels), cache)
+        self._tokenizer = tokenizer
         self._before = ""
         if self._head.template is not None:
             self._before, behind = split_rerank_template(self._head.template)
@@ -161,14 +169,46 @@ class Reranker:
             EngineMemoryError, ComputeError, EngineClosedError: the engine.
             CallCancelledError, DeadlineExceededError: the call was stopped.
         """
-        self._check_open()
         stop = stop_of(timeout, cancellation)
+        job = self.prepare(pairs, instruction=instruction, truncate=truncate, max_tokens=max_tokens, cancellation=stop)
+        with Progress("reranking", len(job.encodings), "pairs", enabled=show_progress_bar) as progress:
+            found = compute(self.backend, job.encodings, progress, stop)
+        return self.finish(job, found.rows, found.cached)
+
+    def prepare(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        instruction: str | None = None,
+        truncate: Truncate = "right",
+        max_tokens: int | None = None,
+        cancellation: Cancellation | None = None,
+    ) -> RerankJob:
+        """Everything of a call that comes before the model runs. Arguments and errors as for ``score``."""
+        self._check_open()
         chosen = self.instruction if instruction is None else self._instruction(instruction)
-        encodings, positions = self._encode_once(watched(_as_pairs(pairs), stop), chosen, truncate, max_tokens)
-        with Progress("reranking", len(encodings), "pairs", enabled=show_progress_bar) as progress:
-            found = compute(self._engine, encodings, len(self._head.labels), progress, stop, self._cache)
-        logits = _logits(found.rows, self._head)[positions]
-        result = RerankResult(_activated(logits, self._head), logits, *usage(encodings, positions, found.cached))
+
+        def encode(pair: Pair, index: int) -> list[Encoding]:
+            return [self._encode(*pair, chosen, truncate, index, max_tokens)]
+
+        stop = stop_of(None, cancellation)
+        encodings, _, positions = distinct(watched(_as_pairs(pairs), stop), encode)
+        return RerankJob(tuple(encodings), tuple(positions))
+
+    def finish(self, job: RerankJob, rows: Float32Array, cached: BoolArray) -> RerankResult:
+        """The result of a job whose rows were computed, by ``score`` or by something else (a scheduler).
+
+        Args:
+            job: from ``prepare`` of this Reranker.
+            rows: float32 ``[n_encodings, n_labels]`` of its encodings.
+            cached: bool ``[n_encodings]``, which of them were not computed now.
+
+        Raises:
+            NonFiniteError: the model overflowed on some pairs; ``.partial`` is the result of the others.
+        """
+        logits = _logits(rows, self._head)[list(job.positions)]
+        counted = usage(job.encodings, job.parts, job.positions, cached)
+        result = RerankResult(_activated(logits, self._head), logits, *counted)
         guilty = np.flatnonzero(~np.isfinite(logits))
         if len(guilty):
             raise NonFiniteError(guilty.tolist(), result)
@@ -284,20 +324,6 @@ class Reranker:
             raise InvalidOptionError("instruction holds a lone surrogate, which no encoding can carry") from None
         return instruction
 
-    def _encode_once(
-        self, pairs: Iterable[Pair], instruction: str | None, truncate: Truncate, max_tokens: int | None
-    ) -> tuple[list[Encoding], list[int]]:
-        """Encodings of the distinct pairs, and for each pair which of them is its own."""
-        seen: dict[Pair, int] = {}
-        encodings: list[Encoding] = []
-        positions: list[int] = []
-        for index, pair in enumerate(pairs):
-            if pair not in seen:
-                seen[pair] = len(encodings)
-                encodings.append(self._encode(*pair, instruction, truncate, index, max_tokens))
-            positions.append(seen[pair])
-        return encodings, positions
-
     def _encode(
         self, query: str, document: str, instruction: str | None, truncate: Truncate, index: int, limit: int | None
     ) -> Encoding:
@@ -310,16 +336,14 @@ class Reranker:
 
     def close(self) -> None:
         """Free the model; a call under way in another thread finishes its batch first."""
-        self._engine.close()
-        if self._cache is not None:
-            self._cache.close()
+        self.backend.close()
 
     def __enter__(self) -> Reranker:
         self._check_open()
         return self
 
     def _check_open(self) -> None:
-        if self._engine.closed:
+        if self.backend.engine.closed:
             raise EngineClosedError("the reranker is closed", hint="make a new Reranker")
 
     def __exit__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -15,7 +16,7 @@ from edge_embed.errors import InvalidOptionError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.progress import Progress
 from edge_embed.tokenizer import Tokenizer, tokenizer_of
-from edge_embed.types import BoolArray, Encoding, Engine, Float32Array, Int32Array, KvType, Lora, ModelInfo, Usage
+from edge_embed.types import Encoding, Engine, Float32Array, KvType, Lora, ModelInfo
 
 
 class EngineOptions(TypedDict, total=False):
@@ -27,6 +28,27 @@ class EngineOptions(TypedDict, total=False):
     lora: Lora | None
     kv_type: KvType
     deterministic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What computes a row of numbers for each encoding: raw pooled vectors, or the logits of pairs.
+
+    Attributes:
+        engine: the model.
+        width: values of a row.
+        cache: rows that were computed before, or None.
+    """
+
+    engine: Engine
+    width: int
+    cache: ModelCache | None = None
+
+    def close(self) -> None:
+        """Free the model, and write what the cache has to write."""
+        self.engine.close()
+        if self.cache is not None:
+            self.cache.close()
 
 
 def adapter_of(path: str | Path | None, scale: float) -> Lora | None:
@@ -65,16 +87,12 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
 
 
 def compute(
-    engine: Engine,
-    encodings: Sequence[Encoding],
-    width: int,
-    progress: Progress,
-    stop: Cancellation | None = None,
-    cache: ModelCache | None = None,
+    backend: Backend, encodings: Sequence[Encoding], progress: Progress, stop: Cancellation | None = None
 ) -> Lookup:
-    """The engine's rows for encodings, float32 ``[n, width]``, in their order; those that the cache has are not run."""
+    """Rows for encodings, float32 ``[n, width]``, in their order; those that the cache has are not run."""
+    engine = backend.engine
     limits = engine.limits
-    found = Lookup(cache, encodings, width)
+    found = Lookup(backend.cache, encodings, backend.width)
     progress.advance(found.n_cached)
     missing = [encodings[i] for i in found.missing]
     for batch in pack(missing, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes):
@@ -95,28 +113,3 @@ def compute_tokens(
             found[index] = vectors
         progress.advance(batch.n_seqs)
     return found
-
-
-def usage(
-    encodings: Sequence[Encoding], positions: Sequence[int], cached: BoolArray
-) -> tuple[Int32Array, Int32Array, Usage]:
-    """Tokens used and tokens before truncation of each input, and the totals.
-
-    Args:
-        encodings: of the distinct inputs.
-        positions: for each input, which of them is its own.
-        cached: bool ``[n]``, which of the distinct inputs were not run.
-    """
-    used = np.array([encoding.n_tokens for encoding in encodings], dtype=np.int32)
-    original = np.array([encoding.n_original for encoding in encodings], dtype=np.int32)
-    chosen = np.asarray(positions, dtype=np.int64)
-    n_tokens, n_original = used[chosen], original[chosen]
-    totals = Usage(
-        n_texts=len(chosen),
-        n_computed=int((~cached).sum()),
-        n_tokens=int(n_tokens.sum()),
-        n_tokens_computed=int(used[~cached].sum()),
-        n_truncated=int((n_original > n_tokens).sum()),
-        n_cached=int(cached.sum()),
-    )
-    return n_tokens, n_original, totals

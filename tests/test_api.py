@@ -40,8 +40,8 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_public_methods_of_an_embedder() -> None:
     expected = [
-        "close", "embed", "encode", "encode_document", "encode_query", "forget", "from_parts", "prepare", "prompt_of",
-        "run", "similarity", "tokenize",
+        "close", "embed", "encode", "encode_document", "encode_query", "finish", "forget", "from_parts", "prepare",
+        "prompt_of", "run", "similarity", "tokenize",
     ]  # fmt: skip
     assert expected == sorted(name for name in vars(Embedder) if not name.startswith("_"))
 
@@ -80,3 +80,13 @@ def test_the_fake_engine_gives_vectors_that_can_be_read() -> None:
     expected[1] = expected[2] = 1.0
     expected[(ord("A") + 3) % 16] += 2.0
     assert expected == raw.tolist()
+
+
+@pytest.mark.parametrize(("part", "whole"), [("prepare", "embed"), ("encode", "embed")])
+def test_a_part_of_a_call_takes_the_options_of_the_whole(part: str, whole: str) -> None:
+    own = dict(inspect.signature(getattr(Embedder, part)).parameters)
+    own.pop("sentences", None)
+    options = {name: parameter for name, parameter in own.items() if parameter.kind is parameter.KEYWORD_ONLY}
+    of_the_whole = inspect.signature(getattr(Embedder, whole)).parameters
+    assert len(options) >= 7
+    assert {name: str(of_the_whole[name]) for name in options} == {name: str(value) for name, value in options.items()}

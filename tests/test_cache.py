@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -590,7 +591,7 @@ def test_windows_of_long_texts_are_cached_each(bert_path: Path, path: Path) -> N
 def test_overflow_is_computed_and_reported_each_time(cache: EmbeddingCache) -> None:
     """The others' vectors are kept."""
     embedder = fake_embedder(FakeEngine(poison=3 + ord("~")))
-    embedder._cache = ModelCache(cache, BASE)
+    embedder.backend = replace(embedder.backend, cache=ModelCache(cache, BASE))
     for n_cached in (0, 2):
         with pytest.raises(NonFiniteError) as caught:
             embedder.embed(["a", "~", "b"])
@@ -601,7 +602,7 @@ def test_overflow_is_computed_and_reported_each_time(cache: EmbeddingCache) -> N
 def test_an_interrupted_call_keeps_what_it_computed(cache: EmbeddingCache) -> None:
     engine = FakeEngine(n_batch=8)
     embedder = fake_embedder(engine)
-    embedder._cache = ModelCache(cache, BASE)
+    embedder.backend = replace(embedder.backend, cache=ModelCache(cache, BASE))
     whole = engine.decode
 
     def fails_later(batch: Any, stop: Any = None) -> Any:
@@ -622,7 +623,7 @@ def test_an_interrupted_call_keeps_what_it_computed(cache: EmbeddingCache) -> No
 def test_a_reranker_computes_what_it_has_not_seen(cache: EmbeddingCache) -> None:
     """The same ids divided elsewhere are another pair."""
     reranker = fake_reranker()
-    reranker._cache = ModelCache(cache, {**BASE, "pooling": "rank"})
+    reranker.backend = replace(reranker.backend, cache=ModelCache(cache, {**BASE, "pooling": "rank"}))
     first = reranker.score([("q", "a"), ("q", "bb")])
     again = reranker.score([("q", "bb"), ("q", "ccc"), ("qb", "b")])
     assert (first.usage.n_cached, again.usage.n_cached, again.usage.n_computed) == (0, 1, 2)
@@ -700,7 +701,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
 
 def test_a_batch_that_ends_after_close_does_not_open_the_file_again(bert_path: Path, tmp_path: Path) -> None:
     embedder = Embedder(bert_path, n_threads=1, n_batch=8, cache=tmp_path / "cache.sqlite")
-    engine: Any = embedder._engine
+    engine: Any = embedder.backend.engine
     decode = engine.decode
 
     def closing(*arguments: Any) -> Any:
@@ -715,5 +716,5 @@ def test_a_batch_that_ends_after_close_does_not_open_the_file_again(bert_path: P
     with pytest.raises(EngineClosedError):
         embedder.embed(["the cat"])
     assert not list(tmp_path.iterdir())
-    assert embedder._cache is not None
-    assert embedder._cache.store._database is None
+    assert embedder.backend.cache is not None
+    assert embedder.backend.cache.store._database is None

@@ -93,7 +93,7 @@ def test_the_second_texts_token_type_counts(made: Callable[[str, str], Path]) ->
         plain = [Encoding(encoding.token_ids, encoding.n_original) for encoding in encodings]
         untyped = np.empty(len(PAIRS), dtype=np.float32)
         for batch in pack(plain, n_batch=256, n_seq_max=8):
-            untyped[list(batch.indices)] = reranker._engine.decode(batch)[:, 0]
+            untyped[list(batch.indices)] = reranker.backend.engine.decode(batch)[:, 0]
     assert np.abs(untyped - golden).mean() > 0.3
 
 
@@ -108,7 +108,7 @@ def test_token_embeddings_of_every_type_are_read(ftype: str, tmp_path: Path) -> 
         assert by_id.second is None
         assert by_row.second is not None
         assert not by_row.second.any()
-        a, b = reranker._engine.decode(by_id), reranker._engine.decode(by_row)
+        a, b = reranker.backend.engine.decode(by_id), reranker.backend.engine.decode(by_row)
     assert np.abs(a - b).max() < 1e-5
 
 
@@ -131,7 +131,7 @@ def test_a_batch_whose_second_texts_do_not_fit_its_tokens_is_refused(
         Reranker(made("cross_bert", "f16"), n_threads=1) as reranker,
         pytest.raises(InvalidOptionError, match="a bool for each token"),
     ):
-        reranker._engine.decode(Batch(np.arange(4, dtype=np.int32), np.array([4], dtype=np.int32), (0,), second))
+        reranker.backend.engine.decode(Batch(np.arange(4, dtype=np.int32), np.array([4], dtype=np.int32), (0,), second))
 
 
 # The file

@@ -122,7 +122,7 @@ def test_what_llama_cpp_lacks_is_said_and_is_no_tensor(
     assert not [name for name in tensors(report.path) if "dense" in name]
     before, _ = stock(report.path, SHORT, n_ctx=512)
     with Embedder(report.path, n_threads=1) as embedder:
-        engine, layers = embedder._engine, embedder.info.dense
+        engine, layers = embedder.backend.engine, embedder.info.dense
         assert [(layer.n_in, layer.n_out, layer.activation) for layer in layers] == [
             (before.shape[1], embedder.info.n_embd, "tanh")
         ]

@@ -113,7 +113,9 @@ def test_batch_sizes_do_not_change_vectors(n_batch: int, bert: Embedder, qwen3: 
     for embedder in (bert, qwen3):
         encodings = random_encodings(embedder.info.n_vocab, [1, 2, 3, 5, 8, 13, 21, 34, 55, 60])
         engine = LlamaEngine(embedder.info, n_threads=1, n_batch=n_batch)
-        expected = [embedder._engine.decode(batch)[0] for e in encodings for batch in pack([e], n_batch=1, n_seq_max=1)]
+        expected = [
+            embedder.backend.engine.decode(batch)[0] for e in encodings for batch in pack([e], n_batch=1, n_seq_max=1)
+        ]
         assert cosines(np.array(expected), run(engine, encodings, n_batch=n_batch)).min() > 0.9999
         engine.close()
 
@@ -160,7 +162,7 @@ def test_q8_0_products_are_right_for_every_number_of_tokens(family: str, tmp_pat
         for n in range(1, 42):
             (encoding,) = random_encodings(expected.info.n_vocab, [n], seed=n)
             batch = Batch(encoding.token_ids, np.array([n], dtype=np.int32), (0,))
-            assert cosines(expected._engine.decode(batch), found._engine.decode(batch)).min() > 0.995, n
+            assert cosines(expected.backend.engine.decode(batch), found.backend.engine.decode(batch)).min() > 0.995, n
 
 
 def test_q8_0_agrees_with_the_stock_kernels(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_the_vector_of_windows_is_the_mean_of_theirs(bert: Embedder) -> None:
     windows = []
     for encoding in encodings:
         batch = Batch(encoding.token_ids, np.array([encoding.n_tokens], np.int32), (0,))
-        row = bert._engine.decode(batch)[0]
+        row = bert.backend.engine.decode(batch)[0]
         windows.append(row / np.linalg.norm(row))
     mean = np.mean(windows, axis=0)
     assert cosine(result.vectors[1], mean) > 0.99999
@@ -297,7 +297,7 @@ def long_reader(tmp_path: Path) -> Iterator[tuple[Embedder, Recorder]]:
     path = tmp_path / "long.gguf"
     path.write_bytes(gguf_bytes(metadata, tensors))
     with Embedder(path) as embedder:
-        engine: Any = embedder._engine
+        engine: Any = embedder.backend.engine
         recorder = Recorder(engine._lib.c)
         engine._lib = dataclasses.replace(engine._lib, c=recorder)
         yield embedder, recorder

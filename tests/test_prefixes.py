@@ -231,6 +231,6 @@ def test_a_batch_whose_stretches_cross_is_refused_before_the_library_sees_it(
 
 
 def test_an_encoder_does_not_share(bert: Embedder) -> None:
-    assert not bert._engine.limits.shares_prefixes
+    assert not bert.backend.engine.limits.shares_prefixes
     with pytest.raises(InvalidOptionError, match="cannot share"):
-        bert._engine.decode(batch_of_three((0, 3)))
+        bert.backend.engine.decode(batch_of_three((0, 3)))

@@ -85,8 +85,8 @@ def header(path: Path) -> dict[str, Any]:
 
 def ids_of(reranker: Reranker, max_tokens: int | None = None) -> list[list[int]]:
     """What the engine is given for the pairs."""
-    encodings, positions = reranker._encode_once(PAIRS, reranker.instruction, "right", max_tokens)
-    return [encodings[i].token_ids.tolist() for i in positions]
+    job = reranker.prepare(PAIRS, max_tokens=max_tokens)
+    return [job.encodings[i].token_ids.tolist() for i in job.positions]
 
 
 # Against the original
@@ -192,7 +192,7 @@ def test_the_pooled_way_agrees_with_the_hidden_one(tied: Reranker) -> None:
 @pytest.mark.parametrize("ftype", ["f32", "bf16", "q8_0", "q4_k_m"])
 def test_every_type_keeps_a_head_that_is_read_here(ftype: str, tmp_path: Path) -> None:
     with Reranker(reconverted(small(tmp_path), ftype=ftype).path, n_threads=1) as reranker:
-        assert reranker._engine.hidden  # type: ignore[attr-defined]
+        assert reranker.backend.engine.hidden  # type: ignore[attr-defined]
         assert reranker.info.rerank is not None
         assert reranker.info.rerank.head_type in ("F32", "F16", "BF16")
         scores = np.asarray(reranker.predict(PAIRS))

@@ -151,7 +151,7 @@ def test_the_engine_loads_the_vocabulary_and_its_own_tokenizer_agrees_on_plain_t
         for text in TEXTS:
             assert original.encode(text).ids == embedder.tokenize(text).token_ids.tolist()
         for text in TEXTS[:5]:
-            assert original.encode(text, add_special_tokens=False).ids == list(embedder._engine.tokenize(text))
+            assert original.encode(text, add_special_tokens=False).ids == list(embedder.backend.engine.tokenize(text))
 
 
 def test_merges_are_made_of_the_scores_where_a_file_has_none() -> None:

@@ -462,18 +462,18 @@ def test_an_engine_is_made_with_what_was_chosen_unless_the_caller_says_otherwise
 ) -> None:
     tune.keep(info, chosen(n_batch=100, n_threads=1))
     with Embedder(bert_path) as embedder:
-        assert 100 == embedder._engine.limits.n_batch
-        assert 1 == embedder._engine.n_threads  # type: ignore[attr-defined]
+        assert 100 == embedder.backend.engine.limits.n_batch
+        assert 1 == embedder.backend.engine.n_threads  # type: ignore[attr-defined]
         assert (32,) == embedder.encode("a cat").shape
     with Embedder(bert_path, n_batch=200, n_threads=2) as embedder:
-        assert 200 == embedder._engine.limits.n_batch
-        assert 2 == embedder._engine.n_threads  # type: ignore[attr-defined]
+        assert 200 == embedder.backend.engine.limits.n_batch
+        assert 2 == embedder.backend.engine.n_threads  # type: ignore[attr-defined]
 
 
 def test_sharing_can_be_chosen_away(qwen3_path: Path, decoder: ModelInfo) -> None:
     tune.keep(decoder, chosen(share_prefixes=False))
     with Embedder(qwen3_path) as embedder:
-        assert not embedder._engine.limits.shares_prefixes
+        assert not embedder.backend.engine.limits.shares_prefixes
 
 
 def test_kernels_that_the_probe_has_found_to_crash_stay_off(
@@ -537,7 +537,7 @@ def test_a_process_loads_the_library_that_was_chosen(info: ModelInfo, other_libr
     tune.keep(info, chosen(library=str(other_library), n_batch=100))
     program = (
         "import sys; from edge_embed import Embedder; from edge_embed.engine import bindings\n"
-        "e = Embedder(sys.argv[1]); print(bindings.load().library, e._engine.limits.n_batch, len(e.encode('a')))"
+        "e = Embedder(sys.argv[1]); print(bindings.load().library, e.backend.engine.limits.n_batch, len(e.encode('a')))"
     )
     environment = {**os.environ, "EDGE_EMBED_CACHE": str(empty_cache)}
     done = subprocess.run(
