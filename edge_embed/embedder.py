@@ -9,23 +9,22 @@ from types import TracebackType
 import numpy as np
 
 from edge_embed import postprocess, prompts
-from edge_embed.cache import EmbeddingCache, ModelCache
+from edge_embed.cache import EmbeddingCache, Lookup, ModelCache
 from edge_embed.cancellation import Cancellation, stop_of, watched
 from edge_embed.errors import EngineClosedError, InvalidOptionError, NonFiniteError
 from edge_embed.gguf_header import read_header
-from edge_embed.inputs import as_texts, checked_prompts
+from edge_embed.inputs import as_texts, checked_prompts, text_or_ids
 from edge_embed.jobs import EmbedJob, distinct, finish, merged, pooled
 from edge_embed.model_info import read_model_info, require_embeddings
 from edge_embed.progress import Progress
 from edge_embed.projection_file import with_projection
 from edge_embed.provision import locate
 from edge_embed.running import Backend, EngineOptions, adapter_of, compute, compute_tokens, open_model
-from edge_embed.tokenizer import Tokenizer, check_text
+from edge_embed.tokenizer import Text, Tokenizer
 from edge_embed.types import (
     OUTPUTS,
     TEXT_TRUNCATIONS,
     AnyArray,
-    BoolArray,
     EmbedResult,
     Encoding,
     Engine,
@@ -150,7 +149,7 @@ class Embedder:
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -170,7 +169,8 @@ class Embedder:
         """Embed texts and report what was done.
 
         Args:
-            texts: the texts, in any order and of any length; identical ones are computed once.
+            texts: the texts, in any order and of any length; identical ones are computed once. One may be a list of
+                token ids, with or without the special tokens around it; the prompt's ids are put before them.
             prompt: text put before each of them.
             prompt_name: name of one of the model's prompts, instead.
             instruction: a task description for a model that takes them, instead.
@@ -224,7 +224,7 @@ class Embedder:
 
     def prepare(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | Sequence[int]],
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -259,12 +259,12 @@ class Embedder:
         if overlap is not None and truncate != "chunk":
             raise InvalidOptionError("overlap is given without windows", hint='it belongs to truncate="chunk"')
 
-        def encode(text: str, index: int) -> list[Encoding]:
+        def encode(text: Text, index: int) -> list[Encoding]:
             if truncate == "chunk":
                 return self._tokenizer.windows(text, prompt=prefix, overlap=overlap, index=index, max_tokens=max_tokens)
             return [self._tokenizer.encode(text, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens)]
 
-        checked = (check_text(text, index) for index, text in enumerate(watched_texts))
+        checked = (text_or_ids(text, index, self.info.n_vocab) for index, text in enumerate(watched_texts))
         encodings, parts, positions = distinct(checked, encode)
         return EmbedJob(
             encodings=tuple(encodings),
@@ -320,20 +320,20 @@ class Embedder:
             raise NonFiniteError(guilty, results)
         return results
 
-    def finish(
-        self, job: EmbedJob, rows: Float32Array, cached: BoolArray, tokens: Sequence[Float32Array] | None = None
-    ) -> EmbedResult:
+    def finish(self, job: EmbedJob, found: Lookup, tokens: Sequence[Float32Array] | None = None) -> EmbedResult:
         """The result of a job whose rows something else had computed (a scheduler).
 
         Args:
             job: from ``prepare`` of this Embedder.
-            rows: float32 ``[n_encodings, n]`` of its encodings.
-            cached: bool ``[n_encodings]``, which of them were not computed now.
-            tokens: float32 ``[n_tokens, n]`` for each encoding, where the job asks for them.
+            found: the rows of its encodings, and which of them a cache had.
+            tokens: float32 ``[n_tokens, n]`` for each encoding instead, where the job asks for them.
 
         Raises:
             NonFiniteError: the model overflowed on some texts; ``.partial`` is the result of the others.
         """
+        rows, cached = found.rows, found.cached
+        if tokens is not None:
+            rows, cached = pooled(tokens, self.info.pooling, self.backend.width), np.zeros_like(cached)
         result, wrong = finish(job, rows, cached, self.info.dense, tokens)
         if wrong:
             raise NonFiniteError(wrong, result)

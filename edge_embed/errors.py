@@ -30,12 +30,21 @@
     │   ├── DeadlineExceededError  stopped because its time was up
     │   ├── ComputeError           the engine returned an error code
     │   └── CacheFileError         the cache of vectors is another file, damaged, or out of reach
-    └── HubError                   downloading from the Hugging Face hub
-        ├── HubNotFoundError       no such repository, revision or file, or it is private
-        ├── HubAccessError         gated, or the token is missing or not good enough
-        ├── HubUnavailableError    offline, no connection, or the hub does not answer
-        ├── DownloadError          what came is not what the hub had promised, or is not taken
-        └── DiskSpaceError         not enough room for what would be downloaded
+    ├── HubError                   downloading from the Hugging Face hub
+    │   ├── HubNotFoundError       no such repository, revision or file, or it is private
+    │   ├── HubAccessError         gated, or the token is missing or not good enough
+    │   ├── HubUnavailableError    offline, no connection, or the hub does not answer
+    │   ├── DownloadError          what came is not what the hub had promised, or is not taken
+    │   └── DiskSpaceError         not enough room for what would be downloaded
+    └── ServerError                a request, or the server that it came to
+        ├── RequestShapeError      a body that is not what the route takes
+        ├── PayloadTooLargeError   a body, a list or a text above what the server accepts
+        ├── RequestTimeoutError    a body that does not arrive
+        ├── AccessDeniedError      a missing or wrong key
+        ├── WrongModelKindError    an embedding asked of a reranker, or scores of an embedding model
+        ├── QueueFullError         more is waiting than the server keeps
+        ├── NotReadyError          the server is starting, or ending
+        └── ServerSettingsError    a setting that the server cannot start with
 
 This module knows messages and codes. It raises nothing and imports nothing of ours.
 """
@@ -228,7 +237,60 @@ class DiskSpaceError(HubError):
     """There is not enough room for what would be downloaded."""
 
 
-# Leaf -> (HTTP status, exit code). Exit codes: 2 usage and input, 3 model, 4 conversion, 5 engine, 6 download.
+class ServerError(EdgeEmbedError):
+    """A request, or the server that it came to."""
+
+
+class RequestShapeError(ServerError):
+    """A body that is not JSON, or not what the route takes.
+
+    Attributes:
+        param: the field that is wrong, or None.
+    """
+
+    def __init__(self, message: str, *, hint: str = "", param: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+
+
+class PayloadTooLargeError(ServerError):
+    """A body, a list of texts or their tokens are more than the server accepts in one request."""
+
+
+class RequestTimeoutError(ServerError):
+    """A body that does not arrive within the time that the server waits for it."""
+
+
+class AccessDeniedError(ServerError):
+    """A missing or wrong key."""
+
+
+class WrongModelKindError(ServerError):
+    """An embedding was asked of a reranker, or scores of an embedding model."""
+
+
+class QueueFullError(ServerError):
+    """More is waiting than the server keeps.
+
+    Attributes:
+        retry_after: seconds after which there will be room, as far as can be said now.
+    """
+
+    def __init__(self, message: str, *, retry_after: float, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after = retry_after
+
+
+class NotReadyError(ServerError):
+    """The server is starting, or ending."""
+
+
+class ServerSettingsError(ServerError):
+    """A setting that the server cannot start with."""
+
+
+# Leaf -> (HTTP status, exit code). Exit codes: 2 usage and input, 3 model, 4 conversion, 5 engine, 6 download,
+# 7 server.
 CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     InvalidTextError: (422, 2),
     TextTooLongError: (400, 2),
@@ -258,6 +320,14 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     HubUnavailableError: (503, 6),
     DownloadError: (502, 6),
     DiskSpaceError: (507, 6),
+    RequestShapeError: (400, 7),
+    PayloadTooLargeError: (413, 7),
+    RequestTimeoutError: (408, 7),
+    AccessDeniedError: (401, 7),
+    WrongModelKindError: (400, 7),
+    QueueFullError: (429, 7),
+    NotReadyError: (503, 7),
+    ServerSettingsError: (500, 7),
 }
 
 

@@ -108,6 +108,18 @@ def plan(
     return Planned(info, replace(chosen, room=room), ftype, laid_out)
 
 
+def memory_of(info: ModelInfo) -> int:
+    """Bytes that a model takes when it is loaded here as the engine does by itself, main memory and GPU together.
+
+    Raises:
+        EngineMemoryError: it does not fit.
+        EngineUnavailableError: the library is missing.
+    """
+    if info.shape is None:
+        return info.size_bytes
+    return make_plan(info, room_here(), repacked=repacked_share(info.shape)).total
+
+
 def _find(model: str | None, ftype: str | None) -> tuple[ModelInfo, str | None]:
     """The model, and the type that is planned by published numbers, None for a file."""
     if ftype is not None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from edge_embed.cache import EmbeddingCache, ModelCache
+from edge_embed.cache import EmbeddingCache, Lookup, ModelCache
 from edge_embed.cancellation import Cancellation, stop_of, watched
 from edge_embed.errors import EngineClosedError, InvalidOptionError, InvalidTextError, NonFiniteError
 from edge_embed.gguf_header import read_header
@@ -22,7 +22,6 @@ from edge_embed.provision import locate
 from edge_embed.running import Backend, adapter_of, compute, open_model
 from edge_embed.tokenizer import Tokenizer, check_text
 from edge_embed.types import (
-    BoolArray,
     Encoding,
     Engine,
     Float32Array,
@@ -173,7 +172,7 @@ class Reranker:
         job = self.prepare(pairs, instruction=instruction, truncate=truncate, max_tokens=max_tokens, cancellation=stop)
         with Progress("reranking", len(job.encodings), "pairs", enabled=show_progress_bar) as progress:
             found = compute(self.backend, job.encodings, progress, stop)
-        return self.finish(job, found.rows, found.cached)
+        return self.finish(job, found)
 
     def prepare(
         self,
@@ -182,32 +181,43 @@ class Reranker:
         instruction: str | None = None,
         truncate: Truncate = "right",
         max_tokens: int | None = None,
+        max_document_tokens: int | None = None,
         cancellation: Cancellation | None = None,
     ) -> RerankJob:
-        """Everything of a call that comes before the model runs. Arguments and errors as for ``score``."""
+        """Everything of a call that comes before the model runs.
+
+        Args:
+            pairs, instruction, truncate, max_tokens, cancellation: as for ``score``, with its errors.
+            max_document_tokens: most tokens of a document alone.
+        """
         self._check_open()
         chosen = self.instruction if instruction is None else self._instruction(instruction)
+        if max_document_tokens is not None and (type(max_document_tokens) is not int or max_document_tokens < 1):
+            raise InvalidOptionError(f"max_document_tokens is {max_document_tokens!r}", hint="give 1 or more, or None")
 
         def encode(pair: Pair, index: int) -> list[Encoding]:
-            return [self._encode(*pair, chosen, truncate, index, max_tokens)]
+            limit = max_tokens
+            if max_document_tokens is not None:
+                longest = self._n_around(pair[0], chosen) + max_document_tokens
+                limit = min(longest, self.info.max_tokens if max_tokens is None else max_tokens)
+            return [self._encode(*pair, chosen, truncate, index, limit)]
 
         stop = stop_of(None, cancellation)
         encodings, _, positions = distinct(watched(_as_pairs(pairs), stop), encode)
         return RerankJob(tuple(encodings), tuple(positions))
 
-    def finish(self, job: RerankJob, rows: Float32Array, cached: BoolArray) -> RerankResult:
+    def finish(self, job: RerankJob, found: Lookup) -> RerankResult:
         """The result of a job whose rows were computed, by ``score`` or by something else (a scheduler).
 
         Args:
             job: from ``prepare`` of this Reranker.
-            rows: float32 ``[n_encodings, n_labels]`` of its encodings.
-            cached: bool ``[n_encodings]``, which of them were not computed now.
+            found: the rows of its encodings, and which of them a cache had.
 
         Raises:
             NonFiniteError: the model overflowed on some pairs; ``.partial`` is the result of the others.
         """
-        logits = _logits(rows, self._head)[list(job.positions)]
-        counted = usage(job.encodings, job.parts, job.positions, cached)
+        logits = _logits(found.rows, self._head)[list(job.positions)]
+        counted = usage(job.encodings, job.parts, job.positions, found.cached)
         result = RerankResult(_activated(logits, self._head), logits, *counted)
         guilty = np.flatnonzero(~np.isfinite(logits))
         if len(guilty):
@@ -323,6 +333,15 @@ class Reranker:
         except UnicodeEncodeError:
             raise InvalidOptionError("instruction holds a lone surrogate, which no encoding can carry") from None
         return instruction
+
+    def _n_around(self, query: str, instruction: str | None) -> int:
+        """Tokens of a pair that are not the document's."""
+        own = self._tokenizer
+        if self._head.template is None:
+            between = [*own.ids(query), *(own.separator or ())]
+        else:
+            between = [*own.ids(fill_slots(self._before, query, instruction))]
+        return len(own.prefix) + len(between) + len(own.suffix)
 
     def _encode(
         self, query: str, document: str, instruction: str | None, truncate: Truncate, index: int, limit: int | None

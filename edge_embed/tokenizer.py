@@ -27,6 +27,9 @@ from edge_embed.errors import (
 from edge_embed.metadata import bos_token
 from edge_embed.types import TRUNCATIONS, Encoding, ModelInfo, Truncate, is_one_of
 
+Text = str | tuple[int, ...]
+"""A text, or the ids of one."""
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -73,7 +76,7 @@ class Tokenizer:
 
     def encode(
         self,
-        text: str,
+        text: Text,
         *,
         prompt: str = "",
         truncate: Truncate = "right",
@@ -83,7 +86,7 @@ class Tokenizer:
         """Encode one text.
 
         Args:
-            text: any string.
+            text: any string, or the ids of one, with or without the special tokens around it.
             prompt: put before it; both are tokenized as one string, as the original tokenizer would see them.
             truncate: ``right`` drops tokens from the end of the text, ``left`` from its beginning (behind the prompt),
                 ``error`` refuses.
@@ -99,7 +102,7 @@ class Tokenizer:
         if not is_one_of(truncate, TRUNCATIONS):
             raise InvalidOptionError(f"truncate is {truncate!r}", hint=f"one of {', '.join(TRUNCATIONS)}")
         limit = self._limit(max_tokens)
-        ids = self.ids(prompt + check_text(text, index))
+        ids = self._framed(prompt, text, index)
         n_special = len(self.prefix) + len(self.suffix)
         n_original = len(ids) + n_special
         if n_original == 0:
@@ -119,7 +122,7 @@ class Tokenizer:
 
     def windows(
         self,
-        text: str,
+        text: Text,
         *,
         prompt: str = "",
         overlap: int | None = None,
@@ -131,7 +134,7 @@ class Tokenizer:
         They are of one length and evenly spread, so that the last is not a short one that counts as much as the others.
 
         Args:
-            text: any string.
+            text: any string, or the ids of one.
             prompt: put before it.
             overlap: tokens that neighbouring windows have in common, at least; an eighth of a window by default.
             index: the text's position in the call, for messages.
@@ -142,7 +145,7 @@ class Tokenizer:
             InvalidOptionError: ``overlap`` or ``max_tokens`` outside what is possible, or the prompt leaves no room.
         """
         limit = self._limit(max_tokens)
-        ids = self.ids(prompt + check_text(text, index))
+        ids = self._framed(prompt, text, index)
         n_special = len(self.prefix) + len(self.suffix)
         n_original = len(ids) + n_special
         head, n_prompt = self._prompt_ids(prompt, ids, "left")
@@ -214,6 +217,17 @@ class Tokenizer:
             second = second[:keep] if truncate == "right" else second[len(second) - keep :]
         before = [*self.prefix, *first, *self.separator]
         return Encoding(np.array([*before, *second, *self.suffix], dtype=np.int32), n_original, n_first=len(before))
+
+    def _framed(self, prompt: str, text: Text, index: int) -> Sequence[int]:
+        """The ids of a text behind its prompt, without special tokens around them."""
+        if isinstance(text, str):
+            return self.ids(prompt + check_text(text, index))
+        ids = tuple(text)
+        if self.prefix and ids[: len(self.prefix)] == self.prefix:
+            ids = ids[len(self.prefix) :]
+        if self.suffix and ids[-len(self.suffix) :] == self.suffix:
+            ids = ids[: -len(self.suffix)]
+        return [*self.ids(prompt), *ids] if prompt else ids
 
     @staticmethod
     def _no_room(index: int, n_prompt: int, keep: int) -> InvalidOptionError:

@@ -63,6 +63,7 @@ def test_statuses_are_http_errors_and_exit_codes_follow_the_branch() -> None:
         errors.ConversionError: 4,
         errors.EngineError: 5,
         errors.HubError: 6,
+        errors.ServerError: 7,
     }
     expected = {kind: code for kind in CODES for base, code in branches.items() if issubclass(kind, base)}
     assert expected == {kind: code for kind, (_, code) in CODES.items()}

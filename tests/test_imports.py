@@ -26,7 +26,8 @@ LAYERS = (
     ("provision",),
     ("inputs", "jobs", "planning", "running"),
     ("embedder", "reranker"),
-    ("registry", "scheduler", "testing", "tokens", "two_stage"),
+    ("scheduler", "testing", "tokens", "two_stage"),
+    ("registry",),
     ("server",),
     ("cli",),
 )

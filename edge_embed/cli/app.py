@@ -25,6 +25,7 @@ from edge_embed.cli.project import project
 from edge_embed.cli.pull import pull
 from edge_embed.cli.quantize import quantize
 from edge_embed.cli.rerank import rerank
+from edge_embed.cli.serve import serve
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
 from edge_embed.cli.tokenize import count_tokens, tokenize
@@ -115,7 +116,7 @@ Examples:
 
 \b
 Exit codes: 0 done, 1 doctor found a problem, 2 texts or options, 3 model, 4 conversion or output, 5 engine,
-6 download, 70 a bug, 130 interrupted, 141 the reader of the output went away.
+6 download, 7 server, 70 a bug, 130 interrupted, 141 the reader of the output went away.
 """,
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
@@ -132,6 +133,7 @@ for _command in (
     embed,
     similarity,
     rerank,
+    serve,
     tokenize,
     count_tokens,
     convert,

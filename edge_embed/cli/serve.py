@@ -1,0 +1,231 @@
+"""``edge-embed serve``: one HTTP endpoint for the clients of other programs."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from edge_embed.cli.options import AT_LEAST_1, KV_TYPES
+from edge_embed.cli.recipe import n_bytes
+from edge_embed.cli.terminal import note
+
+_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+
+
+def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """``300``, ``5m``, ``1h30m``; below 0 is for ever."""
+    if value is None:
+        return None
+    text = value.strip().lower()
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise click.BadParameter(f"{value!r} is not a time: give seconds, or 5m, 1h30m")
+    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    return math.inf if total < 0 else total
+
+
+def _settings_file(context: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
+    """Values of a TOML file stand in for flags that are not given."""
+    if value is None:
+        return None
+    from edge_embed.cli.serve_file import read_settings
+
+    names = {option.name: option for option in context.command.params if option.name not in (None, "config", "help")}
+    try:
+        context.default_map = {**(context.default_map or {}), **read_settings(value, names)}
+    except ValueError as error:
+        raise click.BadParameter(f"{value}: {error}") from None
+    return value
+
+
+@click.command(
+    context_settings={"auto_envvar_prefix": "EDGE_EMBED_SERVE"},
+    epilog="""\b
+Examples:
+  edge-embed serve
+  edge-embed serve qwen3-embedding-0.6b qwen3-reranker-0.6b --api-key "$KEY"
+  edge-embed serve notes-embed=./my-model.gguf --keep-alive 5m --memory-limit 4GB
+  edge-embed serve --uds /run/edge-embed/socket
+  edge-embed serve --config /etc/edge-embed.toml
+
+\b
+Every option may come from the environment (EDGE_EMBED_SERVE_PORT=8080, EDGE_EMBED_SERVE_API_KEY=...) or from the
+TOML file (port = 8080, api-key = ["..."]). A flag wins over the environment, and this over the file.
+""",
+)
+@click.argument("models", nargs=-1, metavar="[MODEL...]")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    is_eager=True,
+    callback=_settings_file,
+    expose_value=False,
+    help="TOML file with values for these options.",
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", type=click.IntRange(0, 65535), default=11435, show_default=True, help="Port to listen on.")
+@click.option("--uds", metavar="PATH", help="Listen on a Unix socket instead.")
+@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key that requests must bring; repeatable.")
+@click.option(
+    "--models-dir", type=click.Path(path_type=Path, file_okay=False), help="Serve every GGUF of a folder, too."
+)
+@click.option(
+    "--alias", "aliases", multiple=True, metavar="ALIAS=NAME", help="Another name for a served model; repeatable."
+)
+@click.option("--download", is_flag=True, help="Fetch known models that are missing, when they are first asked for.")
+@click.option(
+    "--keep-alive",
+    default="-1",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="How long an unused model stays in memory: 300, 5m; -1 for always.",
+)
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    callback=n_bytes,
+    help="What loaded models may take together, e.g. 4GB; the one used longest ago makes room.",
+)
+@click.option("--prompt", help="Text put before inputs, where a request says nothing about that.")
+@click.option("--prompt-name", metavar="NAME", help="The model's prompt of that name instead.")
+@click.option(
+    "--truncate/--no-truncate",
+    default=True,
+    show_default=True,
+    help="Whether a text above the model's limit loses its end, where a request does not say.",
+)
+@click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text; the model's limit by default.")
+@click.option(
+    "--max-texts", type=AT_LEAST_1, default=2048, show_default=True, metavar="N", help="Most texts of a request."
+)
+@click.option("--max-request-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a request.")
+@click.option(
+    "--max-body-size", metavar="SIZE", callback=n_bytes, default="32MB", show_default=True, help="Longest body."
+)
+@click.option(
+    "--max-requests", type=AT_LEAST_1, default=512, show_default=True, metavar="N", help="Most requests at a time."
+)
+@click.option(
+    "--max-queued-texts",
+    type=AT_LEAST_1,
+    default=16_384,
+    show_default=True,
+    metavar="N",
+    help="Most texts that may wait for a model.",
+)
+@click.option(
+    "--timeout",
+    default="10m",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="After which a request is given up.",
+)
+@click.option(
+    "--drain",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="How long accepted requests may take once the server is told to end.",
+)
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A page that may ask from a browser, beside local ones and app://obsidian.md; * for all.",
+)
+@click.option(
+    "--token-encoding",
+    type=click.Choice(("cl100k_base", "o200k_base")),
+    help="What lists of token ids are in; the model's own by default.",
+)
+@click.option(
+    "--log",
+    type=click.Choice(("plain", "json", "off")),
+    default="plain",
+    show_default=True,
+    help="A line for each request on standard error, never with its texts.",
+)
+@click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="CPU threads of a model.")
+@click.option("--batch-tokens", "n_batch", type=AT_LEAST_1, metavar="N", help="Tokens that a model is given at once.")
+@click.option(
+    "--gpu-layers", type=click.IntRange(-1), metavar="N", help="Layers on the GPU; as many as fit by default."
+)
+@click.option(
+    "--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Type of keys and values."
+)
+@click.option("--deterministic", is_flag=True, help="The same text gives the same bits in any company; slower.")
+@click.option("--cache", is_flag=True, help="Keep vectors for the next time (see `edge-embed cache`).")
+def serve(models: tuple[str, ...], **options: Any) -> None:
+    """Serve models over HTTP, for the clients of OpenAI, Ollama, TEI, LM Studio, Cohere and Jina.
+
+    MODEL is a GGUF file or a name of `edge-embed list`, perhaps as NAME=MODEL; all that are on this machine by
+    default. The first embedding model, and the first reranker, answer requests that name none. A request's model may
+    be NAME:query or NAME:document for the model's prompts. `http://HOST:PORT/docs` describes the routes.
+    """
+    try:
+        from edge_embed.server.running import run
+    except ImportError as error:
+        raise click.ClickException(
+            f"the server's packages are missing ({error.name}): pip install 'edge-embed[server]'"
+        ) from None
+    from edge_embed.registry import FOREVER
+    from edge_embed.server.opening import ModelOptions
+    from edge_embed.server.settings import ORIGINS, ServerSettings
+    from edge_embed.server.start import build, served_models
+
+    settings = ServerSettings(
+        host=options["host"],
+        port=options["port"],
+        uds=options["uds"],
+        api_keys=options["api_keys"],
+        origins=(*ORIGINS, *options["origins"]),
+        max_texts=options["max_texts"],
+        max_request_tokens=options["max_request_tokens"],
+        max_body_bytes=options["max_body_size"],
+        max_requests=options["max_requests"],
+        max_queued_texts=options["max_queued_texts"],
+        timeout=options["timeout"],
+        drain_seconds=options["drain"],
+        truncate=options["truncate"],
+        prompt=options["prompt"],
+        prompt_name=options["prompt_name"],
+        token_encoding=options["token_encoding"],
+        log=options["log"],
+    )
+    served = served_models(
+        models, folder=options["models_dir"], aliases=options["aliases"], download=options["download"]
+    )
+    model_options = ModelOptions(
+        n_threads=options["n_threads"],
+        n_batch=options["n_batch"],
+        gpu_layers=options["gpu_layers"],
+        kv_type=options["kv_type"],
+        deterministic=options["deterministic"],
+        max_tokens=options["max_tokens"],
+        cache=options["cache"] or None,
+    )
+    keep_alive = options["keep_alive"]
+    app = build(
+        served,
+        settings,
+        model_options,
+        memory_limit=options["memory_limit"],
+        keep_alive=FOREVER if keep_alive is None else keep_alive,
+    )
+    if not settings.is_local and not settings.api_keys:
+        note(
+            f"WARNING: {settings.host} can be reached from other machines, and no --api-key is set: "
+            "anybody there can use this server"
+        )
+    where = settings.uds or f"http://{settings.host}:{settings.port}"
+    note(f"serving {', '.join(one.name for one in served)} on {where}")
+    run(app, settings)

@@ -1,0 +1,343 @@
+"""The models that one process serves: known by name, loaded on first use, given up when nobody asks for them.
+
+A loaded model has a scheduler, and with it a thread, of its own. It is *held* while requests use it, and goes when it
+was not asked for during its ``keep_alive``, or when another needs its memory: the one that was used longest ago first.
+How much memory a model takes is what the planner says.
+
+Nothing here knows of HTTP or of an event loop: loading blocks the caller, and other callers of the same model with it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal, Protocol
+
+from edge_embed.embedder import Embedder
+from edge_embed.errors import (
+    EdgeEmbedError,
+    EngineMemoryError,
+    InvalidOptionError,
+    ModelNotFoundError,
+    NotReadyError,
+    WrongModelKindError,
+)
+from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
+from edge_embed.provision import locate
+from edge_embed.reranker import Reranker
+from edge_embed.scheduler import Scheduler
+from edge_embed.types import ModelInfo
+
+Kind = Literal["embedding", "reranker"]
+Model = Embedder | Reranker
+
+FOREVER: Final = math.inf
+"""A ``keep_alive`` that never ends."""
+ROLES: Final = ("query", "document")
+"""What may stand behind a model's name and a colon: the model's prompt for these."""
+_SAME: Final = ("latest",)  # a suffix that other programs add to every name
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that may be asked for.
+
+    Attributes:
+        name: what it is called here.
+        target: a GGUF file or a name of ``edge-embed list``.
+        aliases: other names that it answers to.
+        download: whether it may be fetched where it is missing.
+    """
+
+    name: str
+    target: str
+    aliases: tuple[str, ...] = ()
+    download: bool = False
+
+    @cached_property
+    def path(self) -> Path:
+        """Its file. Raises what ``provision.locate`` raises; a long time where it has to be fetched."""
+        return locate(self.target, download=self.download, show_progress_bar=True)
+
+    @cached_property
+    def info(self) -> ModelInfo:
+        """What its file says of itself. Raises ModelError leaves."""
+        return read_model_info(read_header(self.path))
+
+    @property
+    def kind(self) -> Kind:
+        return "embedding" if self.info.rerank is None else "reranker"
+
+
+class Opener(Protocol):
+    """How a model is brought into memory."""
+
+    def __call__(self, served: Served) -> tuple[Model, Scheduler]:
+        """The model and its scheduler. Raises EdgeEmbedError leaves."""
+        ...
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A model in memory.
+
+    Attributes:
+        served: which it is.
+        model: it.
+        scheduler: what computes for it.
+        memory_bytes: what it takes by the plan.
+        keep_alive: seconds that it stays after its last use.
+        load_seconds: how long loading took.
+        loaded_at: Unix time.
+    """
+
+    served: Served
+    model: Model
+    scheduler: Scheduler
+    memory_bytes: int
+    keep_alive: float
+    load_seconds: float
+    loaded_at: float = field(default_factory=time.time)
+    users: int = 0
+    last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until it goes, if nobody asks for it; infinity for never."""
+        return self.last_used + self.keep_alive - time.monotonic()
+
+    def close(self) -> None:
+        """End its thread, after what waits is done, and free it."""
+        self.scheduler.close()
+        self.model.close()
+
+
+class Registry:
+    """Models by name.
+
+    Args:
+        served: the models; the first of a kind is the one that answers where a request names none.
+        opener: brings a model into memory.
+        memory_of: bytes that a model takes.
+        memory_limit: bytes that all loaded models may take together; None for no limit but the machine's.
+        keep_alive: seconds that a model stays in memory after its last use; ``FOREVER`` for always.
+
+    Raises:
+        InvalidOptionError: a name twice, no model, or a ``keep_alive`` below 0.
+    """
+
+    def __init__(
+        self,
+        served: Sequence[Served],
+        opener: Opener,
+        *,
+        memory_of: Callable[[ModelInfo], int],
+        memory_limit: int | None = None,
+        keep_alive: float = FOREVER,
+    ) -> None:
+        if not served:
+            raise InvalidOptionError("there is no model to serve", hint="name one: `edge-embed list` shows them")
+        if not keep_alive >= 0:
+            raise InvalidOptionError(f"keep_alive is {keep_alive!r}", hint="give seconds, 0 or more")
+        self.served = tuple(served)
+        self._names: dict[str, Served] = {}
+        for model in served:
+            for name in (model.name, *model.aliases):
+                if self._names.setdefault(name.lower(), model) is not model:
+                    raise InvalidOptionError(f"two models are called {name!r}", hint="name one otherwise: NAME=MODEL")
+        self._open, self._memory_of = opener, memory_of
+        self.memory_limit, self.keep_alive = memory_limit, keep_alive
+        self._lock = threading.Condition()
+        self._loaded: dict[Served, Loaded] = {}
+        self._busy: set[Served] = set()  # being loaded or closed
+        self._closed = False
+        self.loads = self.evictions = 0
+
+    # Names
+
+    def find(self, name: str | None, kind: Kind) -> tuple[Served, str | None]:
+        """The model of a request, and the role that its name asks for.
+
+        Args:
+            name: ``NAME``, ``NAME:query``, ``NAME:document``, ``NAME:latest``; None or empty for the first model of
+                the kind.
+            kind: what it must be.
+
+        Raises:
+            ModelNotFoundError: no model is called so, or there is none of the kind.
+            WrongModelKindError: it is of the other kind.
+            ModelError: its file cannot be read.
+        """
+        if not name:
+            found = next((served for served in self.served if _is_of(served, kind)), None)
+            if found is None:
+                raise ModelNotFoundError(f"no {kind} model is served", hint=f"start the server with a {kind} model")
+            return found, None
+        model, role = self._named(name)
+        if model.kind != kind:
+            raise WrongModelKindError(
+                f"{name} is {'a reranker' if kind == 'embedding' else 'an embedding model'}",
+                hint=f"ask it for {'scores' if kind == 'embedding' else 'embeddings'}, or name another model",
+            )
+        return model, role
+
+    def lookup(self, name: str) -> Served:
+        """The model of that name, of either kind. Raises ModelNotFoundError."""
+        return self._named(name)[0]
+
+    def _named(self, name: str) -> tuple[Served, str | None]:
+        found = self._names.get(name.lower())
+        if found is not None:
+            return found, None
+        base, _, suffix = name.rpartition(":")
+        found = self._names.get(base.lower())
+        if found is not None and suffix.lower() in (*ROLES, *_SAME):
+            return found, suffix.lower() if suffix.lower() in ROLES else None
+        names = ", ".join(served.name for served in self.served[:10])
+        raise ModelNotFoundError(f"the model {name[:200]!r} is not served here", hint=f"served: {names}")
+
+    # Models in memory
+
+    def loaded(self) -> list[Loaded]:
+        """Those in memory, the last used one last."""
+        with self._lock:
+            return sorted(self._loaded.values(), key=lambda loaded: loaded.last_used)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What those in memory take by plan."""
+        with self._lock:
+            return sum(loaded.memory_bytes for loaded in self._loaded.values())
+
+    def try_acquire(self, served: Served) -> Loaded | None:
+        """A loaded model, held until ``release``; None where it has to be loaded first. Does not block."""
+        with self._lock:
+            self._check_open()
+            loaded = self._loaded.get(served)
+            return None if loaded is None or served in self._busy else self._hold(loaded)
+
+    def acquire(self, served: Served) -> Loaded:
+        """The model, held until ``release``; loaded where it is not in memory, others given up for it if need be.
+
+        Raises:
+            EngineMemoryError: it does not fit, even when all that are not in use are given up.
+            NotReadyError: after ``close()``.
+            EdgeEmbedError leaves: it cannot be loaded.
+        """
+        with self._lock:
+            self._lock.wait_for(lambda: served not in self._busy)
+            self._check_open()
+            if served in self._loaded:
+                return self._hold(self._loaded[served])
+            self._busy.add(served)
+        try:
+            needed = self._memory_of(served.info)
+            self._make_room(served, needed)
+            started = time.monotonic()
+            model, scheduler = self._open(served)
+            loaded = Loaded(served, model, scheduler, needed, self.keep_alive, time.monotonic() - started)
+            with self._lock:
+                self.loads += 1
+                self._loaded[served] = loaded
+                return self._hold(loaded)
+        finally:
+            self._done(served)
+
+    def release(self, loaded: Loaded, keep_alive: float | None = None) -> None:
+        """A request is done with a model.
+
+        Args:
+            loaded: the model.
+            keep_alive: seconds that it stays from now on; None leaves that as it is.
+        """
+        with self._lock:
+            loaded.users -= 1
+            loaded.last_used = time.monotonic()
+            if keep_alive is not None:
+                loaded.keep_alive = keep_alive
+            self._lock.notify_all()
+
+    def sweep(self) -> list[Served]:
+        """Give up the models whose time is over. Blocks while they are freed; which they were."""
+        with self._lock:
+            due = [loaded for loaded in self._loaded.values() if loaded.users == 0 and loaded.expires_in <= 0]
+            due = [loaded for loaded in due if loaded.served not in self._busy]
+            for loaded in due:
+                self._take_out(loaded)
+        for loaded in due:
+            self._free(loaded)
+        return [loaded.served for loaded in due]
+
+    def close(self) -> None:
+        """Take no more requests, finish what waits, and free every model."""
+        with self._lock:
+            self._closed = True
+            self._lock.wait_for(lambda: not self._busy)
+            rest = list(self._loaded.values())
+            for loaded in rest:
+                self._take_out(loaded)
+        for loaded in rest:
+            self._free(loaded)
+
+    # With the lock held
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotReadyError("the server is ending", hint="send the request again in a while")
+
+    def _hold(self, loaded: Loaded) -> Loaded:
+        loaded.users += 1
+        loaded.last_used = time.monotonic()
+        return loaded
+
+    def _take_out(self, loaded: Loaded) -> None:
+        del self._loaded[loaded.served]
+        self._busy.add(loaded.served)
+
+    # Without it
+
+    def _done(self, served: Served) -> None:
+        with self._lock:
+            self._busy.discard(served)
+            self._lock.notify_all()
+
+    def _free(self, loaded: Loaded) -> None:
+        try:
+            loaded.close()
+        finally:
+            self._done(loaded.served)
+
+    def _make_room(self, served: Served, needed: int) -> None:
+        limit = self.memory_limit
+        if limit is None:
+            return
+        while True:
+            with self._lock:
+                taken = sum(loaded.memory_bytes for loaded in self._loaded.values())
+                if taken + needed <= limit:
+                    return
+                idle = [one for one in self._loaded.values() if one.users == 0 and one.served not in self._busy]
+                if not idle:
+                    raise EngineMemoryError(
+                        f"{served.name} takes {needed / 1e9:.2f} GB, and {max(limit - taken, 0) / 1e9:.2f} GB of "
+                        f"{limit / 1e9:.2f} GB are left by the models in use",
+                        hint="raise --memory-limit, or choose a smaller model or type",
+                    )
+                oldest = min(idle, key=lambda one: one.last_used)
+                self._take_out(oldest)
+                self.evictions += 1
+            self._free(oldest)
+
+
+def _is_of(served: Served, kind: Kind) -> bool:
+    """Whether a model is of a kind; one that is not here, or damaged, is of none."""
+    try:
+        return served.kind == kind
+    except EdgeEmbedError:
+        return False

@@ -1,0 +1,326 @@
+"""One route: who may ask, what was asked, the answer, and what is said when there is none.
+
+Everything that all routes have in common happens here, once and in one order: id, key, room, body, answer, counters,
+log. A dialect's handler is a function of a checked body; what it raises becomes its family's error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+from starlette.datastructures import Headers, QueryParams
+from starlette.types import Receive, Scope, Send
+
+from edge_embed.errors import AccessDeniedError, ComputeError, EdgeEmbedError, NotReadyError, QueueFullError
+from edge_embed.server.bodies import Body, ClientLeftError, parse, read_body
+from edge_embed.server.families import Family
+from edge_embed.server.log import AccessLog
+from edge_embed.server.metrics import Metrics
+from edge_embed.server.requests import Embedded, EmbedRequest, Reranked, RerankRequest, Timing, Tokenized
+from edge_embed.server.service import Service
+from edge_embed.server.settings import ServerSettings
+
+_ID: Final = re.compile(r"[\w.:/+=@-]{1,100}", re.ASCII)
+CLIENT_LEFT: Final = 499  # as nginx writes it into its log; nobody receives it
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer.
+
+    Attributes:
+        content: what becomes JSON (NumPy arrays too), or bytes that are sent as they are.
+        status: HTTP status.
+        headers: beside those that every answer has.
+        media_type: of the bytes.
+    """
+
+    content: Any
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    media_type: str = "application/json"
+
+    def encoded(self) -> bytes:
+        """What is sent."""
+        if isinstance(self.content, bytes):
+            return self.content
+        return orjson.dumps(self.content, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+@dataclass(slots=True)
+class Gate:
+    """What all routes of a server share.
+
+    Attributes:
+        service: answers.
+        settings: limits and keys.
+        metrics: counters.
+        log: where a line for each request goes.
+        ready: whether requests are taken; False while models are loaded and once the server is ending.
+        under_way: requests being answered.
+    """
+
+    service: Service
+    settings: ServerSettings
+    metrics: Metrics
+    log: AccessLog
+    ready: bool = False
+    ending: bool = False
+    under_way: int = 0
+
+    def check_access(self, headers: Headers) -> None:
+        """Raises AccessDeniedError for a missing or wrong key. The time taken does not tell how wrong."""
+        keys = self.settings.api_keys
+        if not keys:
+            return
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", headers.get("api-key", ""))
+        found = False
+        for key in keys:
+            found |= hmac.compare_digest(key.encode(), given.encode("utf-8", "replace"))
+        if not found:
+            raise AccessDeniedError(
+                "the key is wrong" if given else "a key is needed", hint="send it as `Authorization: Bearer KEY`"
+            )
+
+    def enter(self) -> None:
+        """Raises QueueFullError, NotReadyError where no more requests are taken now."""
+        if self.ending or not self.ready:
+            raise NotReadyError(
+                f"the server is {'ending' if self.ending else 'starting'}", hint="send the request again in a while"
+            )
+        if self.under_way >= self.settings.max_requests:
+            raise QueueFullError(
+                f"{self.under_way} requests are being answered, and no more are taken",
+                retry_after=1.0,
+                hint="send it again later; --max-requests sets the limit",
+            )
+        self.under_way += 1
+        self.metrics.began()
+
+    def leave(self) -> None:
+        """A request is over."""
+        self.under_way -= 1
+        self.metrics.ended()
+
+
+@dataclass(slots=True)
+class Call:
+    """One request as a handler sees it.
+
+    Attributes:
+        gate: the server.
+        headers, query, path_params: of the request.
+        request_id: names it in the log and in the answer.
+        timing: where the time went, once the service has answered.
+        n_tokens: tokens that were asked for, likewise.
+    """
+
+    gate: Gate
+    headers: Headers
+    query: QueryParams
+    path_params: dict[str, Any]
+    request_id: str
+    started: float
+    timing: Timing | None = None
+    n_tokens: int | None = None
+    model: str | None = None
+
+    @property
+    def service(self) -> Service:
+        return self.gate.service
+
+    @property
+    def settings(self) -> ServerSettings:
+        return self.gate.settings
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """See ``Service.embed``."""
+        done = await self.service.embed(request)
+        self._note(done, done.result.usage.n_tokens)
+        return done
+
+    async def rerank(self, request: RerankRequest) -> Reranked:
+        """See ``Service.rerank``."""
+        done = await self.service.rerank(request)
+        self._note(done, done.result.usage.n_tokens)
+        return done
+
+    async def tokenize(self, request: EmbedRequest) -> Tokenized:
+        """See ``Service.tokenize``."""
+        done = await self.service.tokenize(request)
+        self._note(done, sum(encoding.n_tokens for encoding in done.encodings))
+        return done
+
+    def _note(self, done: Embedded | Reranked | Tokenized, n_tokens: int) -> None:
+        self.timing, self.model = done.timing, done.served.name
+        self.n_tokens = n_tokens + (self.n_tokens or 0)
+
+
+Handler = Callable[[Any, Call], Awaitable[Reply]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A route of a dialect.
+
+    Attributes:
+        method, path: what it answers; a path may have ``{name}`` parameters, ``{name:path}`` with slashes.
+        family: whose clients ask there.
+        handler: body and call to the answer.
+        summary: a line for the description of the interface.
+        body: the shape of the request's body; None for none.
+        returns: a type that describes the answer (as Pydantic understands it), for the description alone.
+        public: whether it is answered without a key, and while models are loaded.
+        media_type: of the answer.
+    """
+
+    method: str
+    path: str
+    family: Family
+    handler: Handler
+    summary: str
+    body: type[Body] | None = None
+    returns: Any = None
+    public: bool = False
+    media_type: str = "application/json"
+
+
+class Answering:
+    """An endpoint as an ASGI application."""
+
+    def __init__(self, endpoint: Endpoint, gate: Gate) -> None:
+        self.endpoint, self.gate = endpoint, gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers = Headers(scope=scope)
+        own = headers.get("x-request-id", "")
+        call = Call(
+            gate=self.gate,
+            headers=headers,
+            query=QueryParams(scope["query_string"]),
+            path_params=scope.get("path_params", {}),
+            request_id=own if _ID.fullmatch(own) else secrets.token_hex(8),
+            started=time.perf_counter(),
+        )
+        error: EdgeEmbedError | None = None
+        entered = False
+        try:
+            try:
+                body = await self._body(headers, receive)
+                call.started = time.perf_counter()
+                if not self.endpoint.public:
+                    self.gate.enter()
+                    entered = True
+                reply = await self._watched(body, call, receive)
+                data = reply.encoded()
+            except EdgeEmbedError as found:
+                error = found
+            except (ClientLeftError, asyncio.CancelledError):
+                raise
+            except Exception as found:  # a bug: the client learns no more than that
+                self.gate.log.unexpected(call.request_id, found)
+                error = ComputeError(
+                    f"unexpected {type(found).__name__}", hint="this is a bug; the server's log has it"
+                )
+            if error is not None:
+                reply = self._refusal(error)
+                data = reply.encoded()
+            self._said(scope, call, reply.status, error)
+            await _send(send, scope, call, reply, data)
+        except ClientLeftError:
+            self._said(scope, call, CLIENT_LEFT, None)
+        finally:
+            if entered:
+                self.gate.leave()
+
+    async def _body(self, headers: Headers, receive: Receive) -> Body | None:
+        settings, endpoint = self.gate.settings, self.endpoint
+        if not endpoint.public:
+            self.gate.check_access(headers)
+        if endpoint.body is None:
+            return None
+        data = await read_body(receive, headers, limit=settings.max_body_bytes, seconds=settings.body_timeout)
+        return parse(endpoint.body, data)
+
+    async def _watched(self, body: Body | None, call: Call, receive: Receive) -> Reply:
+        """The handler's answer, unless the client goes away before it is there: then the work is stopped."""
+        work = asyncio.ensure_future(self.endpoint.handler(body, call))
+        left = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientLeftError
+            return work.result()
+        finally:
+            left.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+
+    def _refusal(self, error: EdgeEmbedError) -> Reply:
+        family = self.endpoint.family
+        status = family.status(error)
+        headers = {}
+        if isinstance(error, QueueFullError):
+            headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        elif status == 503:
+            headers["Retry-After"] = "1"
+        elif status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Reply(family.body(error, status), status, headers)
+
+    def _said(self, scope: Scope, call: Call, status: int, error: EdgeEmbedError | None) -> None:
+        seconds = time.perf_counter() - call.started
+        kind = type(error).__name__ if error is not None else "ClientLeft" if status == CLIENT_LEFT else None
+        self.gate.metrics.replied(self.endpoint.path, self.endpoint.method, status, seconds, kind)
+        self.gate.log.request(scope, call, self.endpoint, status, seconds, error)
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send(send: Send, scope: Scope, call: Call, reply: Reply, data: bytes) -> None:
+    headers = {
+        "content-type": reply.media_type,
+        "content-length": str(len(data)),
+        "x-request-id": call.request_id,
+        **_timing_headers(call),
+        **reply.headers,
+    }
+    await send(
+        {
+            "type": "http.response.start",
+            "status": reply.status,
+            "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+        }
+    )
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else data})
+
+
+def _timing_headers(call: Call) -> dict[str, str]:
+    """Milliseconds, under text-embeddings-inference's names."""
+    if call.timing is None:
+        return {}
+    milliseconds = {
+        "x-total-time": time.perf_counter() - call.started,
+        "x-tokenization-time": call.timing.tokenization,
+        "x-queue-time": call.timing.queue,
+        "x-inference-time": call.timing.inference,
+    }
+    return {
+        **{name: f"{1000 * seconds:.0f}" for name, seconds in milliseconds.items()},
+        "x-compute-tokens": str(call.n_tokens or 0),
+    }

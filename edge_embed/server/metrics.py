@@ -1,0 +1,103 @@
+"""What a server counts, for Prometheus. One registry of its own for each server, none of the process."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+from edge_embed.scheduler import BatchReport
+from edge_embed.types import Usage
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_COUNTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 32768)
+
+
+class Metrics:
+    """Counters of one server. Methods may be called on any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self._requests = Counter(
+            "edge_embed_requests", "Requests that were answered.", ["route", "method", "status"], registry=r
+        )
+        self._errors = Counter(
+            "edge_embed_errors",
+            "Requests that were answered with an error, by its kind.",
+            ["route", "kind"],
+            registry=r,
+        )
+        self._seconds = Histogram(
+            "edge_embed_request_seconds", "From the last byte of a body to the first of the answer.", ["route"],
+            buckets=_SECONDS, registry=r,
+        )  # fmt: skip
+        self._under_way = Gauge("edge_embed_requests_under_way", "Requests being answered.", registry=r)
+        self._tokenization = _histogram("tokenization_seconds", "Texts to token ids, of a request.", _SECONDS, r)
+        self._queue = _histogram("queue_seconds", "Waiting for the model, of a request.", _SECONDS, r)
+        self._inference = _histogram(
+            "inference_seconds", "From first to last text computed, of a request.", _SECONDS, r
+        )
+        self._batch_seconds = _histogram("batch_seconds", "Computing one batch.", _SECONDS, r)
+        self._batch_tokens = _histogram("batch_tokens", "Tokens of a batch.", _COUNTS, r)
+        self._batch_texts = _histogram("batch_texts", "Texts of a batch.", _COUNTS, r)
+        self._texts = _counter("texts", "Texts that were answered.", r)
+        self._tokens = _counter("tokens", "Tokens of the texts that were answered.", r)
+        self._computed_tokens = _counter("computed_tokens", "Tokens that the model ran on.", r)
+        self._shared_tokens = _counter("shared_tokens", "Tokens that were computed for another text already.", r)
+        self._cached = _counter("cached_texts", "Texts whose vectors the cache had.", r)
+        self._truncated = _counter("truncated_texts", "Texts that lost tokens.", r)
+
+    # What happens
+
+    def began(self) -> None:
+        """A request is accepted."""
+        self._under_way.inc()
+
+    def ended(self) -> None:
+        """A request is over, in whatever way."""
+        self._under_way.dec()
+
+    def replied(self, route: str, method: str, status: int, seconds: float, kind: str | None) -> None:
+        """An answer was sent; ``kind`` is the error's class, None for a good one."""
+        self._requests.labels(route, method, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+        if kind is not None:
+            self._errors.labels(route, kind).inc()
+
+    def tokenized(self, model: str, seconds: float) -> None:
+        """A request's texts have become ids."""
+        self._tokenization.labels(model).observe(seconds)
+
+    def computed(self, model: str, queue_seconds: float, inference_seconds: float) -> None:
+        """A request's rows are there."""
+        self._queue.labels(model).observe(queue_seconds)
+        self._inference.labels(model).observe(inference_seconds)
+
+    def answered(self, model: str, usage: Usage) -> None:
+        """A request's result is there."""
+        self._texts.labels(model).inc(usage.n_texts)
+        self._tokens.labels(model).inc(usage.n_tokens)
+        self._cached.labels(model).inc(usage.n_cached)
+        self._truncated.labels(model).inc(usage.n_truncated)
+
+    def batch(self, model: str, report: BatchReport) -> None:
+        """A batch was computed."""
+        self._batch_seconds.labels(model).observe(report.seconds)
+        self._batch_tokens.labels(model).observe(report.n_computed)
+        self._batch_texts.labels(model).observe(report.n_texts)
+        self._computed_tokens.labels(model).inc(report.n_computed)
+        self._shared_tokens.labels(model).inc(report.n_tokens - report.n_computed)
+
+    def exposition(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return bytes(generate_latest(self.registry))
+
+
+def _counter(name: str, text: str, registry: CollectorRegistry) -> Counter:
+    return Counter(f"edge_embed_{name}", text, ["model"], registry=registry)
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
+    return Histogram(f"edge_embed_{name}", text, ["model"], buckets=buckets, registry=registry)

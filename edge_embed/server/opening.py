@@ -1,0 +1,73 @@
+"""How a served model is brought into memory: the model, and the scheduler that keeps it busy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edge_embed.cache import EmbeddingCache
+from edge_embed.embedder import Embedder
+from edge_embed.registry import Model, Served
+from edge_embed.reranker import Reranker
+from edge_embed.scheduler import Scheduler
+from edge_embed.server.metrics import Metrics
+from edge_embed.server.settings import ServerSettings
+from edge_embed.types import KvType
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How models are run; see ``Embedder``."""
+
+    n_threads: int | None = None
+    n_batch: int | None = None
+    gpu_layers: int | None = None
+    kv_type: KvType = "f16"
+    deterministic: bool = False
+    max_tokens: int | None = None
+    cache: EmbeddingCache | str | Path | bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOpener:
+    """Opens models one after another, each in the same way."""
+
+    options: ModelOptions
+    settings: ServerSettings
+    metrics: Metrics
+
+    def __call__(self, served: Served) -> tuple[Model, Scheduler]:
+        """The model in memory and its scheduler. Raises as ``Embedder``."""
+        options = self.options
+        model: Model
+        if served.kind == "reranker":
+            model = Reranker(
+                served.path,
+                n_threads=options.n_threads,
+                n_batch=options.n_batch,
+                gpu_layers=options.gpu_layers,
+                cache=options.cache,
+                max_tokens=options.max_tokens,
+            )
+        else:
+            model = Embedder(
+                served.path,
+                n_threads=options.n_threads,
+                n_batch=options.n_batch,
+                gpu_layers=options.gpu_layers,
+                kv_type=options.kv_type,
+                deterministic=options.deterministic,
+                cache=options.cache,
+                max_tokens=options.max_tokens,
+            )
+        return model, self.scheduler(served, model)
+
+    def scheduler(self, served: Served, model: Model) -> Scheduler:
+        """A scheduler for a model, whose batches are counted."""
+        return Scheduler(
+            model.backend,
+            max_texts=self.settings.max_queued_texts,
+            max_tokens=self.settings.max_queued_tokens,
+            report=lambda report: self.metrics.batch(served.name, report),
+            name=f"edge-embed {served.name}"[:60],
+        )

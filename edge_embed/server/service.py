@@ -1,0 +1,240 @@
+"""One internal request to its answer: find the model, tokenize, queue, finish. All of the server that touches models.
+
+Short work is done where it comes, on the event loop's thread: handing it to another would take longer than doing it.
+What may take long (many texts, loading a model) goes to a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar, cast
+
+from edge_embed.cancellation import Cancellation
+from edge_embed.embedder import Embedder
+from edge_embed.errors import DeadlineExceededError, PayloadTooLargeError
+from edge_embed.prompts import Role
+from edge_embed.registry import Kind, Loaded, Registry
+from edge_embed.reranker import Reranker
+from edge_embed.scheduler import Computed
+from edge_embed.server.metrics import Metrics
+from edge_embed.server.requests import Embedded, EmbedRequest, Reranked, RerankRequest, Timing, Tokenized
+from edge_embed.server.settings import ServerSettings
+from edge_embed.tokenizer import Text
+from edge_embed.types import Encoding, Truncate
+
+T = TypeVar("T")
+
+_SHORT: Final = 8192  # characters or ids that are tokenized in about a millisecond
+_FEW: Final = 64  # vectors that are finished in about a millisecond
+
+
+class Service:
+    """Answers requests with the models of a registry.
+
+    Args:
+        registry: the models; closed by the caller.
+        settings: limits and defaults.
+        metrics: told of what happens.
+        threads: for tokenizing and finishing what takes long.
+    """
+
+    def __init__(self, registry: Registry, settings: ServerSettings, metrics: Metrics, *, threads: int = 2) -> None:
+        self.registry, self.settings, self.metrics = registry, settings, metrics
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="edge-embed-work")
+        self._loading = ThreadPoolExecutor(thread_name_prefix="edge-embed-load")
+
+    async def embed(self, request: EmbedRequest) -> Embedded:
+        """Vectors for texts.
+
+        Raises:
+            InputError, ModelError, EngineError, HubError, ServerError: leaves of these.
+        """
+        self._check_count(len(request.texts), "texts")
+        async with self._held(request.model, "embedding", request.keep_alive) as (loaded, role, timing):
+            embedder = cast(Embedder, loaded.model)
+            dimensions = request.dimensions
+            if request.clamp_dimensions and dimensions is not None:
+                dimensions = min(dimensions, embedder.info.n_embd)
+            prompt, prompt_name = self._prompt(embedder, request, role)
+            stop = Cancellation()
+            started = time.perf_counter()
+            job = await self._stoppable(
+                stop,
+                _length(request.texts) <= _SHORT,
+                lambda: embedder.prepare(
+                    cast("Sequence[str]", request.texts),
+                    prompt=prompt,
+                    prompt_name=prompt_name,
+                    instruction=request.instruction,
+                    role=request.role or cast("Role | None", role),
+                    truncate_dim=dimensions,
+                    normalize=request.normalize,
+                    precision=request.precision,
+                    truncate=self._truncate(request.truncate),
+                    max_tokens=request.max_tokens,
+                    output="tokens" if request.tokens else "vectors",
+                    cancellation=stop,
+                ),
+            )
+            timing.tokenization = time.perf_counter() - started
+            computed = await self._computed(loaded, job.encodings, timing, tokens=job.tokens)
+            result = await self._done(
+                len(job.positions) <= _FEW, lambda: embedder.finish(job, computed.found, computed.tokens)
+            )
+            self.metrics.answered(loaded.served.name, result.usage)
+            return Embedded(loaded.served, result, timing)
+
+    async def rerank(self, request: RerankRequest) -> Reranked:
+        """Scores of documents. Raises as ``embed``."""
+        self._check_count(len(request.documents), "documents")
+        async with self._held(request.model, "reranker", request.keep_alive) as (loaded, _, timing):
+            reranker = cast(Reranker, loaded.model)
+            pairs = [(request.query, document) for document in request.documents]
+            stop = Cancellation()
+            started = time.perf_counter()
+            job = await self._stoppable(
+                stop,
+                len(request.query) * len(pairs) + _length(request.documents) <= _SHORT,
+                lambda: reranker.prepare(
+                    pairs,
+                    instruction=request.instruction,
+                    truncate=self._truncate(request.truncate),
+                    max_document_tokens=request.max_document_tokens,
+                    cancellation=stop,
+                ),
+            )
+            timing.tokenization = time.perf_counter() - started
+            computed = await self._computed(loaded, job.encodings, timing)
+            result = reranker.finish(job, computed.found)
+            self.metrics.answered(loaded.served.name, result.usage)
+            return Reranked(loaded.served, result, timing)
+
+    async def tokenize(self, request: EmbedRequest) -> Tokenized:
+        """The tokens of texts, with the prompt that the request names and no other. Raises as ``embed``."""
+        self._check_count(len(request.texts), "texts")
+        async with self._held(request.model, "embedding", request.keep_alive) as (loaded, role, timing):
+            embedder = cast(Embedder, loaded.model)
+
+            def encode() -> tuple[Encoding, ...]:
+                return tuple(
+                    embedder.tokenize(
+                        cast(str, text),
+                        prompt=request.prompt,
+                        prompt_name=request.prompt_name,
+                        role=request.role or cast("Role | None", role),
+                        truncate=self._truncate(request.truncate),
+                    )
+                    for text in request.texts
+                )
+
+            started = time.perf_counter()
+            encodings = await self._done(_length(request.texts) <= _SHORT, encode)
+            timing.tokenization = time.perf_counter() - started
+            return Tokenized(loaded.served, encodings, timing)
+
+    async def load(self, model: str | None, kind: Kind = "embedding", keep_alive: float | None = None) -> Timing:
+        """Bring a model into memory, or say with ``keep_alive`` how long it stays."""
+        async with self._held(model, kind, keep_alive) as (_, _, timing):
+            return timing
+
+    async def sweep(self) -> None:
+        """Give up the models whose time is over."""
+        await asyncio.get_running_loop().run_in_executor(self._loading, self.registry.sweep)
+
+    async def close(self) -> None:
+        """Finish what was accepted, and free the models."""
+        await asyncio.get_running_loop().run_in_executor(self._loading, self.registry.close)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._loading.shutdown(wait=False)
+
+    # Steps
+
+    @asynccontextmanager
+    async def _held(
+        self, name: str | None, kind: Kind, keep_alive: float | None
+    ) -> AsyncIterator[tuple[Loaded, str | None, Timing]]:
+        """The model of a request, in memory, for as long as the request takes."""
+        timing = Timing()
+        registry, loop = self.registry, asyncio.get_running_loop()
+        served, role = registry.find(name, kind)
+        loaded = registry.try_acquire(served)
+        if loaded is None:
+            started = time.perf_counter()
+            acquiring = loop.run_in_executor(self._loading, registry.acquire, served)
+            try:
+                loaded = await asyncio.shield(acquiring)
+            except asyncio.CancelledError:  # the model is loaded all the same, and must not stay held
+                acquiring.add_done_callback(lambda done: _let_go(registry, done))
+                raise
+            timing.load = time.perf_counter() - started
+        try:
+            yield loaded, role, timing
+        finally:
+            registry.release(loaded, keep_alive)
+            if keep_alive is not None and keep_alive <= 0:
+                self._loading.submit(registry.sweep)
+
+    async def _computed(
+        self, loaded: Loaded, encodings: Sequence[Encoding], timing: Timing, *, tokens: bool = False
+    ) -> Computed:
+        n_tokens = sum(encoding.n_tokens for encoding in encodings)
+        most = self.settings.max_request_tokens
+        if most is not None and n_tokens > most:
+            raise PayloadTooLargeError(f"the request has {n_tokens} tokens, and the limit is {most}", hint="split it")
+        self.metrics.tokenized(loaded.served.name, timing.tokenization)
+        ticket = loaded.scheduler.submit(encodings, tokens=tokens)
+        try:
+            computed = await asyncio.wait_for(asyncio.wrap_future(ticket.future), self.settings.timeout)
+        except asyncio.TimeoutError:
+            raise DeadlineExceededError(
+                f"the request took longer than {self.settings.timeout:g} s", hint="send fewer or shorter texts"
+            ) from None
+        finally:
+            ticket.cancel()  # does nothing to one that is done
+        timing.queue, timing.inference = computed.queue_seconds, computed.inference_seconds
+        self.metrics.computed(loaded.served.name, timing.queue, timing.inference)
+        return computed
+
+    async def _stoppable(self, stop: Cancellation, short: bool, work: Callable[[], T]) -> T:
+        try:
+            return await self._done(short, work)
+        except asyncio.CancelledError:
+            stop.cancel()
+            raise
+
+    async def _done(self, short: bool, work: Callable[[], T]) -> T:
+        if short:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _truncate(self, asked: Truncate | None) -> Truncate:
+        return asked or ("right" if self.settings.truncate else "error")
+
+    def _prompt(self, embedder: Embedder, request: EmbedRequest, role: str | None) -> tuple[str | None, str | None]:
+        """The prompt and prompt name of a request; the server's own where it says nothing at all."""
+        said = (request.prompt, request.prompt_name, request.instruction, request.role, role)
+        if any(value is not None for value in said):
+            return request.prompt, request.prompt_name
+        if self.settings.prompt_name is not None and self.settings.prompt_name not in embedder.prompts:
+            return None, None  # another model's
+        return self.settings.prompt, self.settings.prompt_name
+
+    def _check_count(self, n: int, what: str) -> None:
+        if n > self.settings.max_texts:
+            raise PayloadTooLargeError(
+                f"the request has {n} {what}, and the limit is {self.settings.max_texts}",
+                hint="send it in parts; --max-texts sets the limit",
+            )
+
+
+def _length(texts: Sequence[Text]) -> int:
+    return sum(len(text) for text in texts)
+
+
+def _let_go(registry: Registry, done: asyncio.Future[Loaded]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        registry.release(done.result())

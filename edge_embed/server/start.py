@@ -1,0 +1,106 @@
+"""From what the command line says to a server that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from starlette.applications import Starlette
+
+from edge_embed import catalogue, store
+from edge_embed.errors import EdgeEmbedError, ServerSettingsError
+from edge_embed.gguf_header import read_header
+from edge_embed.planning import memory_of
+from edge_embed.registry import FOREVER, Kind, Registry, Served
+from edge_embed.server.app import create_app
+from edge_embed.server.log import AccessLog
+from edge_embed.server.metrics import Metrics
+from edge_embed.server.opening import ModelOpener, ModelOptions
+from edge_embed.server.settings import ServerSettings
+
+
+def served_models(
+    models: Sequence[str],
+    *,
+    folder: Path | None = None,
+    aliases: Sequence[str] = (),
+    download: bool = False,
+) -> list[Served]:
+    """The models that are served, in the order in which they answer requests that name none.
+
+    Args:
+        models: files or names of ``edge-embed list``, each perhaps as ``NAME=MODEL``. Where there are none and no
+            folder, every model that is on this machine, the bundled one first.
+        folder: whose GGUF files are served, too.
+        aliases: ``ALIAS=NAME``: other names of served models.
+        download: whether known models that are missing may be fetched, on first use.
+
+    Raises:
+        ServerSettingsError: an alias of nothing, a folder that is none.
+        ModelError: a file that is not there, or not a GGUF.
+    """
+    found = [_served(model, download=download) for model in models]
+    if folder is not None:
+        if not folder.is_dir():
+            raise ServerSettingsError(f"{folder} is not a folder", hint="--models-dir takes a folder of GGUF files")
+        found += [_served(str(path)) for path in sorted(folder.glob("*.gguf"))]
+    if not models and folder is None:
+        found = [_served(catalogue.DEFAULT_MODEL), *(_served(str(model.path)) for model in store.stored())]
+    named: dict[str, Served] = {}
+    for one in found:
+        named.setdefault(one.name.lower(), one)
+    for alias in aliases:
+        other, equals, name = alias.partition("=")
+        target = named.get(name.lower())
+        if not equals or not other or target is None:
+            raise ServerSettingsError(
+                f"the alias {alias!r} is not ALIAS=NAME of a served model", hint=f"served: {', '.join(named)}"
+            )
+        named[name.lower()] = Served(target.name, target.target, (*target.aliases, other), target.download)
+    return list(named.values())
+
+
+def _served(model: str, *, download: bool = False) -> Served:
+    own, equals, target = model.partition("=")
+    if not equals or Path(model).is_file():
+        own, target = "", model
+    if not Path(target).is_file() and catalogue.find(target.partition(":")[0]) is None:
+        catalogue.resolve(target)  # says what is wrong, before anything is started
+    if not Path(target).is_file():
+        return Served(own or target, target, (), download)
+    path = Path(target)
+    try:
+        entry = catalogue.identify(path, read_header(path).metadata)
+    except EdgeEmbedError:
+        entry = None  # its own requests are told what is wrong with it
+    names = [own, entry.name if entry else "", path.stem, path.name, entry.repository if entry else ""]
+    names = list(dict.fromkeys(name for name in names if name))
+    return Served(names[0], target, tuple(name for name in names[1:] if name.lower() != names[0].lower()))
+
+
+def build(
+    served: Sequence[Served],
+    settings: ServerSettings,
+    options: ModelOptions,
+    *,
+    memory_limit: int | None = None,
+    keep_alive: float = FOREVER,
+) -> Starlette:
+    """The application that serves these models; the first of each kind is loaded before it takes requests."""
+    metrics = Metrics()
+    registry = Registry(
+        served,
+        ModelOpener(options, settings, metrics),
+        memory_of=memory_of,
+        memory_limit=memory_limit,
+        keep_alive=keep_alive,
+    )
+    first: list[Kind] = []
+    for one in served:
+        try:
+            kind = one.kind
+        except EdgeEmbedError:
+            continue
+        if not first:
+            first.append(kind)  # the others on first use
+    return create_app(registry, settings, metrics, log=AccessLog(settings.log), warm_up=first)
