@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.registry import Kind, Registry
-from edge_embed.server import openai, operations
+from edge_embed.server import openai, operations, pages
 from edge_embed.server.endpoint import Answering, Endpoint, Gate
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
@@ -26,7 +26,7 @@ from edge_embed.server.service import Service
 from edge_embed.server.settings import ServerSettings
 
 _SWEEP_SECONDS: Final = 1.0
-DIALECTS: Final[tuple[Sequence[Endpoint], ...]] = (openai.ENDPOINTS, operations.ENDPOINTS)
+DIALECTS: Final[tuple[Sequence[Endpoint], ...]] = (openai.ENDPOINTS, operations.ENDPOINTS, pages.ENDPOINTS)
 
 
 def create_app(
@@ -66,7 +66,7 @@ def create_app(
 
     routes: list[BaseRoute] = [
         Route(endpoint.path, Answering(endpoint, gate), methods=_methods(endpoint))
-        for endpoints in DIALECTS
+        for endpoints in (*DIALECTS, pages.PAGES)
         for endpoint in endpoints
     ]
     app = Starlette(

@@ -66,6 +66,7 @@ class Gate:
         log: where a line for each request goes.
         ready: whether requests are taken; False while models are loaded and once the server is ending.
         under_way: requests being answered.
+        started: when it was made, by the monotonic clock.
     """
 
     service: Service
@@ -75,6 +76,7 @@ class Gate:
     ready: bool = False
     ending: bool = False
     under_way: int = 0
+    started: float = field(default_factory=time.monotonic)
 
     def check_access(self, headers: Headers) -> None:
         """Raises AccessDeniedError for a missing or wrong key. The time taken does not tell how wrong."""

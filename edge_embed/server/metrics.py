@@ -90,6 +90,12 @@ class Metrics:
         self._computed_tokens.labels(model).inc(report.n_computed)
         self._shared_tokens.labels(model).inc(report.n_tokens - report.n_computed)
 
+    def totals(self) -> tuple[int, int]:
+        """Texts and tokens so far: those that went through models, batch by batch, and those that the cache had."""
+        texts = _sum(self._batch_texts, "_sum") + _sum(self._cached, "_total")
+        tokens = _sum(self._computed_tokens, "_total") + _sum(self._shared_tokens, "_total")
+        return int(texts), int(tokens)
+
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return bytes(generate_latest(self.registry))
@@ -101,3 +107,8 @@ def _counter(name: str, text: str, registry: CollectorRegistry) -> Counter:
 
 def _histogram(name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> Histogram:
     return Histogram(f"edge_embed_{name}", text, ["model"], buckets=buckets, registry=registry)
+
+
+def _sum(metric: Counter | Histogram, suffix: str) -> float:
+    """A counter's total, or a histogram's sum, over all models."""
+    return sum(sample.value for family in metric.collect() for sample in family.samples if sample.name.endswith(suffix))

@@ -28,11 +28,14 @@ function onStatus(answer) {
   fill(byId("model"), "embedding");
   fill(byId("reranker"), "reranker");
   byId("key-form").hidden = true;
+  const words = { ready: "Ready", starting: "Starting …", ending: "Ending" };
+  if (chosenModel()) say(answer.state, words[answer.state]);
+  else say("error", "No embedding model");
   showFacts();
   if (started || !chosenModel()) return;
   started = true;
   snippets.show(chosenModel().id, size);
-  if (chosenModel().loaded) similarity.submit(); // a page that is only opened does not load gigabytes
+  if (chosenModel().loaded && answer.state === "ready") similarity.submit(); // a page that is only opened does not load gigabytes
 }
 
 /** The models of a kind become a list's options; what was chosen stays so. */
@@ -46,7 +49,6 @@ function fill(select, kind) {
 
 function showFacts() {
   const model = chosenModel();
-  say(model ? "ready" : "error", model ? "Ready" : "No embedding model");
   byId("model-facts").textContent = model
     ? `${plural(model.dimensions, "value")} a vector, up to ${count(model.max_tokens)} tokens a text.` +
       (model.loaded ? "" : " The first request loads the model.")

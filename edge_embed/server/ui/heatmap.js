@@ -24,7 +24,7 @@ function heading(text, index, scope) {
 }
 
 function cell(value, row, column, isNearest) {
-  const element = make("td", { "data-row": row, "data-column": column }, format(value));
+  const element = make("td", { "data-row": row, "data-column": column, title: value.toFixed(6) }, format(value));
   if (row === column) {
     element.className = "same";
     return element;
