@@ -18,11 +18,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from edge_embed import catalogue
 from edge_embed.embedder import Embedder
 from edge_embed.errors import (
     EdgeEmbedError,
     EngineMemoryError,
     InvalidOptionError,
+    ModelError,
     ModelNotFoundError,
     NotReadyError,
     WrongModelKindError,
@@ -71,8 +73,22 @@ class Served:
         return read_model_info(read_header(self.path))
 
     @property
+    def is_here(self) -> bool:
+        """Whether its file is on this machine: whether ``path`` and ``info`` come without a download."""
+        if "path" in vars(self):
+            return True
+        try:
+            catalogue.resolve(self.target)
+        except (ModelError, InvalidOptionError):
+            return False
+        return True
+
+    @cached_property
     def kind(self) -> Kind:
-        return "embedding" if self.info.rerank is None else "reranker"
+        """What it is for: from its file or, as long as that would have to be fetched, from what is known of it."""
+        known = catalogue.find(self.target.partition(":")[0]) if self.download and not self.is_here else None
+        is_reranker = known.kind == "reranker" if known is not None else self.info.rerank is not None
+        return "reranker" if is_reranker else "embedding"
 
 
 class Opener(Protocol):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import from the rows above its own, and from its own package. Packages stand for all their modules.
 LAYERS = (
     ("errors", "keys", "merges", "pipelines"),
-    ("cancellation", "model_shape"),
+    ("cancellation", "durations", "model_shape"),
     ("types",),
     ("architectures", "batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
     ("metadata", "projection", "store"),
@@ -24,7 +24,7 @@ LAYERS = (
     ("model_info", "sources", "tokenizer"),
     ("engine",),
     ("provision",),
-    ("inputs", "jobs", "planning", "running"),
+    ("inputs", "jobs", "planning", "running", "waiting"),
     ("embedder", "reranker"),
     ("scheduler", "testing", "tokens", "two_stage"),
     ("registry",),
@@ -35,6 +35,7 @@ LAYERS = (
 # These compute, and nothing else: no files, no environment, no output.
 PURE = (
     "batching",
+    "durations",
     "errors",
     "keys",
     "merges",
@@ -44,6 +45,7 @@ PURE = (
     "projection",
     "prompts",
     "types",
+    "waiting",
 )
 IMPURE_LIBRARIES = {"io", "logging", "os", "pathlib", "shutil", "socket", "subprocess", "sys", "tempfile"}
 

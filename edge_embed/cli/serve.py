@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from edge_embed.cli.options import AT_LEAST_1, KV_TYPES
 from edge_embed.cli.recipe import n_bytes
 from edge_embed.cli.terminal import note
-
-_UNITS: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION: Final = re.compile(r"(-?\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+from edge_embed.durations import seconds_of
+from edge_embed.errors import InvalidOptionError
 
 
 def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
     """``300``, ``5m``, ``1h30m``; below 0 is for ever."""
-    if value is None:
-        return None
-    text = value.strip().lower()
-    parts = _DURATION.findall(text)
-    if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise click.BadParameter(f"{value!r} is not a time: give seconds, or 5m, 1h30m")
-    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    return math.inf if total < 0 else total
+    try:
+        return None if value is None else seconds_of(value)
+    except InvalidOptionError as error:
+        raise click.BadParameter(f"{error.message}: {error.hint}") from None
 
 
 def _settings_file(context: click.Context, _: click.Parameter, value: Path | None) -> Path | None:

@@ -142,7 +142,7 @@ class LlamaEngine:
         self._lib = bindings.load()
         self._abort = AbortFlag(self._lib.c)
         self._owner = Owner(self._abort)
-        self._capacity = self._made_for = self._gpu_layers = 0
+        self._capacity = self._made_for = self.gpu_layers = 0
         self._tokens = False  # whether the context is one for the vectors of tokens
         self._head = read_head(info) if info.causal else None
         types = info.rerank.token_types if info.rerank is not None else None
@@ -255,7 +255,7 @@ class LlamaEngine:
         dropper = PageDropper(c, self._info.path)
         params.progress_callback = dropper.callback
         first = self._shape(self._limits.n_batch)
-        self._gpu_layers = params.n_gpu_layers = place_layers(self._info, first, gpu_layers)
+        self.gpu_layers = params.n_gpu_layers = place_layers(self._info, first, gpu_layers)
         bindings.last_complaint()
         model = c.llama_model_load_from_file(os.fsencode(self._info.path), params)
         if not model:
@@ -302,7 +302,7 @@ class LlamaEngine:
         handles.free_context()
         self._capacity, self._tokens = 0, tokens
         self._memory.detach()
-        check_fits(self._info, shape, gpu_layers=self._gpu_layers, loaded=True)
+        check_fits(self._info, shape, gpu_layers=self.gpu_layers, loaded=True)
         params = c.llama_context_default_params()
         # llama.cpp pools, and looks ahead, within one ubatch only.
         params.n_ctx = params.n_batch = shape.n_ctx

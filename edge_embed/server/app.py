@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route
 
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.registry import Kind, Registry
-from edge_embed.server import openai, operations, pages
+from edge_embed.server import lmstudio, ollama, openai, operations, pages
 from edge_embed.server.endpoint import Answering, Endpoint, Gate
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
@@ -26,7 +26,13 @@ from edge_embed.server.service import Service
 from edge_embed.server.settings import ServerSettings
 
 _SWEEP_SECONDS: Final = 1.0
-DIALECTS: Final[tuple[Sequence[Endpoint], ...]] = (openai.ENDPOINTS, operations.ENDPOINTS, pages.ENDPOINTS)
+DIALECTS: Final[tuple[Sequence[Endpoint], ...]] = (
+    openai.ENDPOINTS,
+    ollama.ENDPOINTS,
+    lmstudio.ENDPOINTS,
+    operations.ENDPOINTS,
+    pages.ENDPOINTS,
+)
 
 
 def create_app(

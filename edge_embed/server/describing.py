@@ -11,6 +11,8 @@ from edge_embed.registry import Registry, Served
 def described(served: Served, registry: Registry) -> dict[str, Any]:
     """What is known of a model without loading it; of one that is not here, or damaged, that it is not."""
     loaded = next((one for one in registry.loaded() if one.served is served), None)
+    if not served.is_here:
+        return {"created": 0, "available": False, "reason": "it is not on this machine"}
     try:
         info, path = served.info, served.path
     except EdgeEmbedError as error:

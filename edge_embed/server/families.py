@@ -51,6 +51,8 @@ def _openai(error: EdgeEmbedError, status: int) -> dict[str, Any]:
 def _ollama(error: EdgeEmbedError, _: int) -> dict[str, Any]:
     if isinstance(error, errors.TextTooLongError):  # the words that its clients look for
         return {"error": f"the input length exceeds the context length: {sentence(error)}"}
+    if isinstance(error, RequestShapeError) and error.param == "input":
+        return {"error": f"invalid input type: {sentence(error)}"}
     if isinstance(error, errors.ModelNotFoundError):
         return {"error": f"model not found: {sentence(error)}"}
     return {"error": sentence(error)}

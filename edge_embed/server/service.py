@@ -75,7 +75,7 @@ class Service:
                     normalize=request.normalize,
                     precision=request.precision,
                     truncate=self._truncate(request.truncate),
-                    max_tokens=request.max_tokens,
+                    max_tokens=_lower(request.max_tokens, embedder.info.max_tokens),
                     output="tokens" if request.tokens else "vectors",
                     cancellation=stop,
                 ),
@@ -140,6 +140,13 @@ class Service:
         """Bring a model into memory, or say with ``keep_alive`` how long it stays."""
         async with self._held(model, kind, keep_alive) as (_, _, timing):
             return timing
+
+    async def unload(self, model: str) -> None:
+        """Give up a model as soon as no request uses it. One that is not in memory is not loaded for that."""
+        loaded = self.registry.try_acquire(self.registry.lookup(model))
+        if loaded is not None:
+            self.registry.release(loaded, 0.0)
+            await self.sweep()
 
     async def sweep(self) -> None:
         """Give up the models whose time is over."""
@@ -229,6 +236,11 @@ class Service:
                 f"the request has {n} {what}, and the limit is {self.settings.max_texts}",
                 hint="send it in parts; --max-texts sets the limit",
             )
+
+
+def _lower(asked: int | None, limit: int) -> int | None:
+    """A limit that was asked for, if it is one: a text is never longer than the model's."""
+    return None if asked is None or asked >= limit else asked
 
 
 def _length(texts: Sequence[Text]) -> int:
