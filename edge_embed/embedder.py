@@ -142,7 +142,7 @@ class Embedder:
         self.default_prompt_name = default_prompt_name or info.default_prompt_name
         self.truncate_dim = truncate_dim
         self.backend = Backend(engine, engine.n_embd, cache)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._prefix(None, None, None)  # a default prompt that does not exist is an error now, not at the first call
 
     # Embedding
@@ -261,8 +261,8 @@ class Embedder:
 
         def encode(text: Text, index: int) -> list[Encoding]:
             if truncate == "chunk":
-                return self._tokenizer.windows(text, prompt=prefix, overlap=overlap, index=index, max_tokens=max_tokens)
-            return [self._tokenizer.encode(text, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens)]
+                return self.tokenizer.windows(text, prompt=prefix, overlap=overlap, index=index, max_tokens=max_tokens)
+            return [self.tokenizer.encode(text, prompt=prefix, truncate=truncate, index=index, max_tokens=max_tokens)]
 
         checked = (text_or_ids(text, index, self.info.n_vocab) for index, text in enumerate(watched_texts))
         encodings, parts, positions = distinct(checked, encode)
@@ -453,7 +453,7 @@ class Embedder:
         self._check_open()
         named = (prompt, prompt_name, instruction, role) != (None,) * 4
         prefix = self._prefix(prompt, prompt_name, instruction, role) if named else ""
-        return self._tokenizer.encode(text, prompt=prefix, truncate=truncate, max_tokens=max_tokens)
+        return self.tokenizer.encode(text, prompt=prefix, truncate=truncate, max_tokens=max_tokens)
 
     # Steps
 

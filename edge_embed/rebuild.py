@@ -23,6 +23,9 @@ from edge_embed.errors import ModelFileError
 from edge_embed.merges import merges_by_score
 from edge_embed.pipelines import BYTE_LEVEL, IGNORE_MERGES, PHANTOM_SPACE, PIPELINES, Part
 
+Span = tuple[int, int, int]
+"""A token's id, the first character that it stands for, one behind the last."""
+
 
 class Content:
     """Text -> ids of the text alone.
@@ -56,8 +59,22 @@ class Content:
         )
         return [len(encoding) for encoding in found]
 
+    def spans(self, text: str) -> list[Span]:
+        """The ids again, and for each the first of the text's characters that it stands for and one behind the last.
+
+        Several tokens may stand for one character, and a character that normalization drops is nobody's.
+        """
+        found: list[Span] = []
+        parts = [text] if len(text) <= _SLICE or self._cut is None else _slices(text, self._cut, self._skipped)
+        start = 0
+        for part in parts:
+            encoded = _encoded(self._path, self._backend, part)
+            found += [(i, start + a, start + b) for i, (a, b) in zip(encoded.ids, encoded.offsets, strict=True)]
+            start += len(part) + self._skipped
+        return found
+
     def _encode(self, text: str) -> Sequence[int]:
-        ids: list[int] = _guarded(self._path, lambda: self._backend.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = _encoded(self._path, self._backend, text).ids
         return ids
 
 
@@ -317,6 +334,10 @@ def _slices(text: str, cut: re.Pattern[str], skipped: int) -> Iterator[str]:
         end = found.end() if found else len(text)
         yield text[start:end]
         start = end + skipped
+
+
+def _encoded(path: str | Path, backend: Any, text: str) -> Any:
+    return _guarded(path, lambda: backend.encode(text, add_special_tokens=False))
 
 
 def _guarded(path: str | Path, call: Callable[[], Any]) -> Any:

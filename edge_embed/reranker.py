@@ -122,11 +122,11 @@ class Reranker:
         self.info = info
         self._head = require_scores(info)
         self.backend = Backend(engine, len(self._head.labels), cache)
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._before = ""
         if self._head.template is not None:
             self._before, behind = split_rerank_template(self._head.template)
-            self._tokenizer = replace(tokenizer, suffix=tuple(tokenizer.ids(behind)))
+            self.tokenizer = replace(tokenizer, suffix=tuple(tokenizer.ids(behind)))
         self.instruction = self._instruction(instruction) if instruction is not None else self._head.instruction
         self._check_room()
 
@@ -308,7 +308,7 @@ class Reranker:
 
     def _check_room(self) -> None:
         """Refuse a limit under which no pair fits, however short: now, and not at the first call."""
-        own = self._tokenizer
+        own = self.tokenizer
         if self._head.template is None:
             between = [*(own.separator or ()), *own.ids("a")]
         else:
@@ -336,7 +336,7 @@ class Reranker:
 
     def _n_around(self, query: str, instruction: str | None) -> int:
         """Tokens of a pair that are not the document's."""
-        own = self._tokenizer
+        own = self.tokenizer
         if self._head.template is None:
             between = [*own.ids(query), *(own.separator or ())]
         else:
@@ -347,9 +347,9 @@ class Reranker:
         self, query: str, document: str, instruction: str | None, truncate: Truncate, index: int, limit: int | None
     ) -> Encoding:
         if self._head.template is None:
-            return self._tokenizer.encode_pair(query, document, truncate=truncate, index=index, max_tokens=limit)
+            return self.tokenizer.encode_pair(query, document, truncate=truncate, index=index, max_tokens=limit)
         before = fill_slots(self._before, query, instruction)
-        return self._tokenizer.encode(document, prompt=before, truncate=truncate, index=index, max_tokens=limit)
+        return self.tokenizer.encode(document, prompt=before, truncate=truncate, index=index, max_tokens=limit)
 
     # Life
 

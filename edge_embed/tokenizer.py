@@ -12,9 +12,10 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from edge_embed import keys, rebuild
 from edge_embed.errors import (
@@ -27,8 +28,28 @@ from edge_embed.errors import (
 from edge_embed.metadata import bos_token
 from edge_embed.types import TRUNCATIONS, Encoding, ModelInfo, Truncate, is_one_of
 
+Int64Array = npt.NDArray[np.int64]
 Text = str | tuple[int, ...]
 """A text, or the ids of one."""
+
+
+class Token(NamedTuple):
+    """One token of a text.
+
+    Attributes:
+        token_id: its id.
+        text: the characters that it stands for; None for a special token, and where they are not known.
+        start: where these begin, in bytes of UTF-8; None likewise.
+    """
+
+    token_id: int
+    text: str | None
+    start: int | None
+
+    @property
+    def stop(self) -> int | None:
+        """One behind the last byte."""
+        return None if self.text is None or self.start is None else self.start + len(self.text.encode())
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,7 @@ class Tokenizer:
         normalization: ``none``, ``NFC`` or ``NFKC``.
         separator: ids put between the two texts of a pair; None where it is not known what the original puts there.
         counts: texts -> how many ids each has, faster than ``content`` for many; None where there is no such way.
+        spans: text -> its ids and the characters that each stands for; None where that is not known.
     """
 
     content: Callable[[str], Sequence[int]]
@@ -52,6 +74,7 @@ class Tokenizer:
     normalization: str = "none"
     separator: tuple[int, ...] | None = None
     counts: Callable[[Sequence[str]], list[int]] | None = None
+    spans: Callable[[str], list[rebuild.Span]] | None = None
 
     def ids(self, text: str) -> Sequence[int]:
         """The ids of the text alone: normalized, nothing added, nothing cut."""
@@ -73,6 +96,26 @@ class Tokenizer:
         if self.counts is None:
             return [len(self.ids(text)) + n_special for text in framed]
         return [n + n_special for n in self.counts([self._normalized(text) for text in framed])]
+
+    def located(self, text: str, *, prompt: str = "", special: bool = True, index: int = 0) -> list[Token]:
+        """The tokens of one text, nothing cut, and what of it each stands for.
+
+        Args:
+            text: any string.
+            prompt: put before it; both are tokenized as one string, and places count from its beginning.
+            special: whether the special tokens around it are among them.
+            index: the text's position in the call, for messages.
+
+        Raises:
+            InvalidTextError: not a string, or not encodable as UTF-8.
+        """
+        whole = prompt + check_text(text, index)
+        before, after = ([Token(i, None, None) for i in ids] if special else [] for ids in (self.prefix, self.suffix))
+        if self.spans is None or self._normalized(whole) != whole:
+            return [*before, *(Token(int(i), None, None) for i in self.ids(whole)), *after]
+        place = _bytes_before(whole)
+        own = [Token(i, whole[a:b], int(place[a])) for i, a, b in self.spans(whole)]
+        return [*before, *own, *after]
 
     def encode(
         self,
@@ -220,9 +263,9 @@ class Tokenizer:
 
     def _framed(self, prompt: str, text: Text, index: int) -> Sequence[int]:
         """The ids of a text behind its prompt, without special tokens around them."""
-        if isinstance(text, str):
+        if not isinstance(text, tuple):
             return self.ids(prompt + check_text(text, index))
-        ids = tuple(text)
+        ids = text
         if self.prefix and ids[: len(self.prefix)] == self.prefix:
             ids = ids[len(self.prefix) :]
         if self.suffix and ids[-len(self.suffix) :] == self.suffix:
@@ -262,6 +305,15 @@ class Tokenizer:
         if self.normalization == "none":
             return text
         return unicodedata.normalize(cast(Literal["NFC", "NFKC"], self.normalization), text)
+
+
+def _bytes_before(text: str) -> Int64Array:
+    """Bytes of UTF-8 before each character and behind the last, int64 ``[n + 1]``."""
+    if text.isascii():
+        return np.arange(len(text) + 1, dtype=np.int64)
+    codes = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    lengths = 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000)
+    return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
 def _n_common(a: Sequence[int], b: Sequence[int]) -> int:
@@ -306,7 +358,8 @@ def tokenizer_of(info: ModelInfo, metadata: Mapping[str, Any], library: Callable
     if content is None:
         return from_library(info, metadata, library)
     found = from_library(info, metadata, content)
-    return replace(found, normalization="none", counts=content.counts)  # the original one normalizes itself
+    # The original one normalizes itself.
+    return replace(found, normalization="none", counts=content.counts, spans=content.spans)
 
 
 def wordpiece(info: ModelInfo, metadata: Mapping[str, Any]) -> Tokenizer:
@@ -327,7 +380,9 @@ def wordpiece(info: ModelInfo, metadata: Mapping[str, Any]) -> Tokenizer:
         raise ModelFileError(f"{info.path}: the vocabulary has no [UNK], [CLS] or [SEP]")
     content = rebuild.wordpiece(info.path, metadata, unknown, (cls, sep))
     normalization = info.unicode_normalization
-    return Tokenizer(content, (cls,), (sep,), info.max_tokens, normalization, (sep,), content.counts)
+    return Tokenizer(
+        content, (cls,), (sep,), info.max_tokens, normalization, (sep,), counts=content.counts, spans=content.spans
+    )
 
 
 def from_library(info: ModelInfo, metadata: Mapping[str, Any], content: Callable[[str], Sequence[int]]) -> Tokenizer:

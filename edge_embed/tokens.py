@@ -6,7 +6,7 @@ The same steps as in ``embedder.py`` and ``reranker.py`` up to the ids: prompt o
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,12 +34,77 @@ class Piece:
         token: as the original vocabulary spells it: ``Ġcat``, ``##ing``, ``▁the``.
         shown: what it stands for, in double quotes, with escapes for what is not visible: ``" cat"``, ``"\\xe7\\x8c"``.
         special: whether it is a control token, and no piece of a text.
+        raw: what it stands for; a character may be spread over several tokens. A piece of a word in WordPiece has the
+            ## in front that marks it.
     """
 
     token_id: int
     token: str
     shown: str
     special: bool
+    raw: bytes
+
+
+class Vocabulary:
+    """What the ids of a model stand for.
+
+    Args:
+        metadata: the key-values of its file.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self.tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+        self._kinds: list[int] = metadata.get("tokenizer.ggml.token_type", [1] * len(self.tokens))
+        self._model: str = metadata["tokenizer.ggml.model"]
+        self._spaced = self._model != "gpt2" and bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def piece(self, token_id: int, special: Collection[int] = ()) -> Piece:
+        """What one id stands for.
+
+        Args:
+            token_id: 0 to the size of the vocabulary - 1.
+            special: ids that are special tokens whatever the file calls them.
+        """
+        token, is_special = self.tokens[token_id], self.is_special(token_id) or token_id in special
+        raw = self._raw(token_id, is_special)
+        if self._model == "bert" and not self._is_whole(token_id, is_special):
+            token = raw.decode()
+        return Piece(token_id, token, _quoted(raw), is_special, raw)
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether an id is a control token."""
+        return self._kinds[token_id] == _CONTROL
+
+    def text(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text that ids stand for, as near as a vocabulary can tell: one in lower case stays so.
+
+        Args:
+            ids: each 0 to the size of the vocabulary - 1.
+            skip_special: whether control tokens are left out.
+        """
+        kept = [i for i in ids if not (skip_special and self.is_special(i))]
+        if self._model == "bert":
+            from tokenizers import decoders
+
+            found: str = decoders.WordPiece().decode([self.piece(i).token for i in kept])
+            return found
+        whole = b"".join(self._raw(i, self.is_special(i)) for i in kept).decode(errors="replace")
+        return whole.removeprefix(" ") if self._spaced else whole
+
+    def _is_whole(self, token_id: int, special: bool) -> bool:
+        """Whether a token is written in the vocabulary as it is in a text."""
+        return special or self._kinds[token_id] in (_UNKNOWN, _USER_DEFINED)
+
+    def _raw(self, token_id: int, special: bool) -> bytes:
+        token = self.tokens[token_id]
+        if self._is_whole(token_id, special):
+            return token.encode(errors="replace")
+        if self._model == "bert":
+            return (token[1:] if token.startswith(PHANTOM_SPACE) else "##" + token).encode(errors="replace")
+        return _bytes_of(token, self._model, self._kinds[token_id])
 
 
 class Tokens:
@@ -70,7 +135,7 @@ class Tokens:
     ) -> None:
         header = read_header(locate(model, download=download, show_progress_bar=True))
         self.info = read_model_info(header, pooling=pooling, max_tokens=max_tokens)
-        self._metadata: Mapping[str, Any] = header.metadata
+        self.vocabulary = Vocabulary(header.metadata)
         self._tokenizer = tokenizer_of(self.info, header.metadata, _library(self.info.path))
         self._reranker: Reranker | None = None
         if self.info.rerank is not None:
@@ -156,17 +221,7 @@ class Tokens:
 
     def pieces(self, encoding: Encoding) -> Iterator[Piece]:
         """What the ids of an encoding stand for, in order."""
-        tokens: list[str] = self._metadata["tokenizer.ggml.tokens"]
-        kinds: list[int] = self._metadata.get("tokenizer.ggml.token_type", [1] * len(tokens))
-        model = self._metadata["tokenizer.ggml.model"]
-        for token_id in encoding.token_ids.tolist():
-            token, kind = tokens[token_id], kinds[token_id]
-            special = kind == _CONTROL or token_id in self._special
-            whole = special or kind in (_UNKNOWN, _USER_DEFINED)
-            if model == "bert" and not whole:
-                token = token[1:] if token.startswith(PHANTOM_SPACE) else "##" + token
-            raw = token.encode(errors="replace") if whole or model == "bert" else _bytes_of(token, model, kind)
-            yield Piece(token_id, token, _quoted(raw), special)
+        return (self.vocabulary.piece(token_id, self._special) for token_id in encoding.token_ids.tolist())
 
     def _require_texts(self) -> None:
         if self.info.rerank is not None:

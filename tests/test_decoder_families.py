@@ -159,7 +159,7 @@ def test_long_texts_and_any_batch(case: str, files: dict[tuple[str, str], Path])
         single = np.stack([embedder.encode(text) for text in texts])
         assert min(embedder.tokenize(text).n_tokens for text in texts[:4]) > 512
         engine = LlamaEngine(embedder.info, n_threads=1, hidden=False)
-        with Embedder.from_parts(embedder.info, engine, embedder._tokenizer) as pooled:
+        with Embedder.from_parts(embedder.info, engine, embedder.tokenizer) as pooled:
             other = pooled.encode(texts)
     assert cosines(together, single).min() > 0.99999
     assert cosines(together, other).min() > 0.99999

@@ -40,7 +40,7 @@ def test_vectors_have_unit_length_at_every_size(embedder: Embedder) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_cut_text_keeps_its_prompt(side: Any, embedder: Embedder) -> None:
-    ids = embedder._tokenizer.encode("word " * 300, prompt="classify this: ", truncate=side).token_ids.tolist()
+    ids = embedder.tokenizer.encode("word " * 300, prompt="classify this: ", truncate=side).token_ids.tolist()
     prompt = embedder.tokenize("classify this: ").token_ids.tolist()
     assert len(ids) == 256
     assert ids[: len(prompt) - 1] == prompt[:-1]
@@ -55,8 +55,8 @@ def test_a_prompt_that_leaves_no_room_is_refused(embedder: Embedder) -> None:
 def test_long_texts_are_tokenized_in_slices_with_the_same_ids(embedder: Embedder) -> None:
     text = "".join(f"wörd{i} 中文 [SEP] e\u0301tude\n" for i in range(9000))
     assert len(text) > 2 * _SLICE
-    pieces = [embedder._tokenizer.content(line) for line in text.splitlines()]
-    assert list(embedder._tokenizer.content(text)) == [token for piece in pieces for token in piece]
+    pieces = [embedder.tokenizer.content(line) for line in text.splitlines()]
+    assert list(embedder.tokenizer.content(text)) == [token for piece in pieces for token in piece]
 
 
 def test_a_text_of_20_million_characters_needs_little_memory() -> None:

@@ -182,7 +182,7 @@ def stock_outputs(c: Any, context: Any, ids: list[int]) -> tuple[float, float]:
 def test_the_pooled_way_agrees_with_the_hidden_one(tied: Reranker) -> None:
     engine = LlamaEngine(tied.info, n_threads=1, hidden=False)
     try:
-        pooled = Reranker.from_parts(tied.info, engine, tied._tokenizer)
+        pooled = Reranker.from_parts(tied.info, engine, tied.tokenizer)
         np.testing.assert_allclose(pooled.predict(PAIRS[:9]), tied.predict(PAIRS[:9]), atol=0.002)
         assert not engine.hidden
     finally:

@@ -70,7 +70,7 @@ def test_a_score_is_the_softmax_over_the_head_s_two_rows_of_the_last_hidden_stat
     before, behind = split_rerank_template(RERANK_TEMPLATE)
     texts = [before.replace("{query}", query) + document + behind for document in DOCUMENTS]
     with Embedder(tmp_path / "embedding.gguf", n_threads=1) as embedder:
-        embedder._tokenizer = type(embedder._tokenizer)(embedder._tokenizer.content, (), (), 1024, "NFC")
+        embedder.tokenizer = type(embedder.tokenizer)(embedder.tokenizer.content, (), (), 1024, "NFC")
         hidden = embedder.encode(texts, normalize=False).astype(np.float64)
     logits = hidden @ head.T
     expected = np.exp(logits[:, 0]) / np.exp(logits).sum(axis=1)
@@ -163,7 +163,7 @@ def test_only_the_document_is_cut_and_what_stands_behind_it_stays(reranker: Rera
     whole = ids(reranker, "a query", long, None)
     limit = 120
     right = ids(reranker, "a query", long, limit)
-    n_behind = len(reranker._tokenizer.suffix)
+    n_behind = len(reranker.tokenizer.suffix)
     assert len(right) == limit
     assert right[-n_behind:] == whole[-n_behind:]
     assert right[:-n_behind] == whole[: limit - n_behind]
@@ -172,7 +172,7 @@ def test_only_the_document_is_cut_and_what_stands_behind_it_stays(reranker: Rera
     assert left[-n_behind - 9 :] == whole[-n_behind - 9 :]
     before = fill_slots(reranker._before, "a query", reranker.instruction)
     assert before.endswith(": ")  # this space is in the document's first token, which goes
-    n_before = len(reranker._tokenizer.ids(before[:-1]))
+    n_before = len(reranker.tokenizer.ids(before[:-1]))
     assert left == whole[:n_before] + whole[n_before - limit :]
     result = reranker.score([("a query", long)], max_tokens=limit)
     assert (result.n_tokens[0], result.n_original[0], result.truncated[0]) == (limit, len(whole), True)
@@ -246,7 +246,7 @@ def test_a_model_without_a_place_for_an_instruction_refuses_one() -> None:
     with pytest.raises(InvalidOptionError, match="no template for instructions"):
         fake.predict("q", ["a"], instruction="Find it")
     with pytest.raises(InvalidOptionError, match="no template for instructions"):
-        Reranker.from_parts(fake.info, FakeEngine(n_embd=1), fake._tokenizer, instruction="Find it")
+        Reranker.from_parts(fake.info, FakeEngine(n_embd=1), fake.tokenizer, instruction="Find it")
 
 
 def test_a_closed_reranker_says_so() -> None:
@@ -303,10 +303,11 @@ def test_any_texts_give_scores_or_a_typed_error(
     assert result.scores.shape == (len(documents),)
     assert ((result.scores >= 0) & (result.scores <= 1)).all()
     assert (result.n_tokens <= (limit or 1024)).all()
-    ends = len(reranker._tokenizer.suffix)
+    ends = len(reranker.tokenizer.suffix)
     for document in documents:
-        cut = reranker._encode(query, document, instruction or reranker.instruction, "right", 0, limit).token_ids
-        assert tuple(cut[-ends:]) == reranker._tokenizer.suffix
+        chosen = reranker.instruction if instruction is None else instruction
+        cut = reranker._encode(query, document, chosen, "right", 0, limit).token_ids
+        assert tuple(cut[-ends:]) == reranker.tokenizer.suffix
 
 
 # Templates
@@ -325,7 +326,7 @@ def test_a_slot_inside_a_query_is_ordinary_text(reranker: Reranker) -> None:
     assert before.count("Find it") == 1
     assert hostile in before
     assert ids(reranker, hostile, "a cat", None) != ids(reranker, plain, "a cat", None)
-    assert ids(reranker, "q", "a cat", None).count(reranker._tokenizer.ids("cat")[-1]) == 1
+    assert ids(reranker, "q", "a cat", None).count(reranker.tokenizer.ids("cat")[-1]) == 1
 
 
 @pytest.mark.parametrize(
