@@ -49,8 +49,27 @@ demo: $(RUNTIME) ## set up, then compare five sentences with the bundled model
 	    "How do I bake sourdough bread?"
 
 .PHONY: test
-test: $(TEST) ## set up, then run every test
+test: $(TEST) browser ## set up, then run every test
 	$(PY) -m pytest tests
+
+# The page's test drives the machine's own Chromium, or the program that EDGE_EMBED_BROWSER names. Where there is none, it
+# is installed if that can be done without asking for a password; otherwise that test fails and says what it needs.
+BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
+
+.PHONY: browser
+browser: ## Chromium for the page's test, where it is missing: as root on Debian, with apt
+	@if [ -n "$${EDGE_EMBED_BROWSER:-}" ]; then exit 0; fi; \
+	for name in $(BROWSERS); do if command -v "$$name" >/dev/null; then exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing Debian's chromium, and Inter for its pictures, for the page's test"; \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium fonts-inter; \
+	else \
+	    echo "No Chromium here: install one (apt install chromium), or set EDGE_EMBED_BROWSER; the page's test needs it" >&2; \
+	fi
+
+.PHONY: screenshot
+screenshot: $(TEST) browser ## take the README's picture of the page again
+	EDGE_EMBED_SCREENSHOT=docs/page.png $(PY) -m pytest tests/test_page.py -k test_screenshot
 
 .PHONY: check
 check: lint test ## formatting, lint, types and tests

@@ -76,13 +76,15 @@ def test_every_module_is_packed(names: set[str]) -> None:
 
 
 def test_the_data_is_packed(names: set[str]) -> None:
-    """Typing marker, the build's two files, every model card and file, and the licences."""
+    """Typing marker, the build's two files, the server's page, every model card and file, and the licences."""
     data = {"edge_embed/py.typed", "edge_embed/engine/llama.cmake", "edge_embed/engine/sound_amx.h"}
     data |= {
         f"edge_embed/models/{p.name}"
         for pattern in ("*.toml", "*.gguf", "NOTICE")
         for p in ROOT.glob(f"models/{pattern}")
     }
+    data |= {str(p.relative_to(ROOT)) for p in ROOT.glob("edge_embed/server/ui/*")}
+    assert "edge_embed/server/ui/index.html" in data
     assert data <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert any(name.endswith(".dist-info/licenses/models/NOTICE") for name in names)

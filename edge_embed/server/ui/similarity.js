@@ -144,11 +144,19 @@ export function similarityPanel(chosenModel, onSize) {
       makeSvg("polyline", { points, "vector-effect": "non-scaling-stroke" }),
       makeSvg("line", { id: "curve-at", y1: 0, y2: 32, "vector-effect": "non-scaling-stroke" }),
     );
-    const goals = shown.marks.length ? [...shown.marks, shown.full] : [shown.full];
-    byId("marks").replaceChildren(...goals.map(mark));
-    byId("marks-note").textContent = shown.marks.length
-      ? "Marked are the sizes that this model was trained for. The curve is what each size costs."
-      : "This model was not trained for shorter vectors. The curve is what each size costs.";
+    const trained = shown.marks.length > 0;
+    const octaves = shown.sizes.filter((size) => Number.isInteger(Math.log2(size)));
+    const goals = new Set([...(trained ? shown.marks : octaves), shown.full]);
+    byId("marks").replaceChildren(...[...goals].map(mark));
+    for (const button of byId("marks").children) {
+      const next = button.nextElementSibling;
+      if (next && !button.previousElementSibling?.dataset.crowded && place(next) - place(button) < 0.12) {
+        button.dataset.crowded = "yes";
+      }
+    }
+    byId("marks-note").textContent =
+      (trained ? "Marked are the sizes that this model was trained for. " : "This model was not trained for shorter vectors. ") +
+      `The curve is how far cosines move, from ${curve[0].toFixed(2)} at ${plural(shown.sizes[0], "value")} to 0 at ${shown.full}.`;
   }
 
   function mark(size) {
@@ -157,6 +165,8 @@ export function similarityPanel(chosenModel, onSize) {
     button.addEventListener("click", () => setSize(size));
     return button;
   }
+
+  const place = (button) => Number(button.style.getPropertyValue("--at"));
 
   /** Show everything as it is with the first `size` values of each vector. */
   function setSize(size) {
