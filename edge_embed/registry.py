@@ -1,14 +1,16 @@
 """The models that one process serves: known by name, loaded on first use, given up when nobody asks for them.
 
 A loaded model has a scheduler, and with it a thread, of its own. It is *held* while requests use it, and goes when it
-was not asked for during its ``keep_alive``, or when another needs its memory: the one that was used longest ago first.
-How much memory a model takes is what the planner says.
+was not asked for during its ``keep_alive``, or when another needs its memory: the one that was used longest ago first,
+and those in use only when no other is left. Such a one takes no new requests until those that use it are answered, so
+models that do not fit together take turns. How much memory a model takes is what the planner says.
 
 Nothing here knows of HTTP or of an event loop: loading blocks the caller, and other callers of the same model with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -34,6 +36,7 @@ from edge_embed.model_info import read_model_info
 from edge_embed.provision import locate
 from edge_embed.reranker import Reranker
 from edge_embed.scheduler import Scheduler
+from edge_embed.tokens import Vocabulary
 from edge_embed.types import ModelInfo
 
 Kind = Literal["embedding", "reranker"]
@@ -71,6 +74,11 @@ class Served:
     def info(self) -> ModelInfo:
         """What its file says of itself. Raises ModelError leaves."""
         return read_model_info(read_header(self.path))
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What its ids stand for. Raises ModelError leaves."""
+        return Vocabulary(read_header(self.path).metadata)
 
     @property
     def is_here(self) -> bool:
@@ -111,6 +119,8 @@ class Loaded:
         keep_alive: seconds that it stays after its last use.
         load_seconds: how long loading took.
         loaded_at: Unix time.
+        users: requests that hold it.
+        leaving: whether another waits for its memory.
     """
 
     served: Served
@@ -121,6 +131,7 @@ class Loaded:
     load_seconds: float
     loaded_at: float = field(default_factory=time.time)
     users: int = 0
+    leaving: bool = False
     last_used: float = field(default_factory=time.monotonic)
 
     @property
@@ -130,8 +141,10 @@ class Loaded:
 
     def close(self) -> None:
         """End its thread, after what waits is done, and free it."""
-        self.scheduler.close()
-        self.model.close()
+        try:
+            self.scheduler.close()
+        finally:
+            self.model.close()
 
 
 class Registry:
@@ -143,6 +156,7 @@ class Registry:
         memory_of: bytes that a model takes.
         memory_limit: bytes that all loaded models may take together; None for no limit but the machine's.
         keep_alive: seconds that a model stays in memory after its last use; ``FOREVER`` for always.
+        patience: seconds that a model waits for those in use to make room.
 
     Raises:
         InvalidOptionError: a name twice, no model, or a ``keep_alive`` below 0.
@@ -156,6 +170,7 @@ class Registry:
         memory_of: Callable[[ModelInfo], int],
         memory_limit: int | None = None,
         keep_alive: float = FOREVER,
+        patience: float = 30.0,
     ) -> None:
         if not served:
             raise InvalidOptionError("there is no model to serve", hint="name one: `edge-embed list` shows them")
@@ -168,10 +183,10 @@ class Registry:
                 if self._names.setdefault(name.lower(), model) is not model:
                     raise InvalidOptionError(f"two models are called {name!r}", hint="name one otherwise: NAME=MODEL")
         self._open, self._memory_of = opener, memory_of
-        self.memory_limit, self.keep_alive = memory_limit, keep_alive
+        self.memory_limit, self.keep_alive, self.patience = memory_limit, keep_alive, patience
         self._lock = threading.Condition()
         self._loaded: dict[Served, Loaded] = {}
-        self._busy: set[Served] = set()  # being loaded or closed
+        self._busy: dict[Served, int] = {}  # being loaded or freed, and the bytes that this takes meanwhile
         self._closed = False
         self.loads = self.evictions = 0
 
@@ -236,22 +251,22 @@ class Registry:
         with self._lock:
             self._check_open()
             loaded = self._loaded.get(served)
-            return None if loaded is None or served in self._busy else self._hold(loaded)
+            return None if loaded is None or loaded.leaving else self._hold(loaded)
 
     def acquire(self, served: Served) -> Loaded:
         """The model, held until ``release``; loaded where it is not in memory, others given up for it if need be.
 
         Raises:
-            EngineMemoryError: it does not fit, even when all that are not in use are given up.
+            EngineMemoryError: it does not fit, even when all others are given up; or these were in use for too long.
             NotReadyError: after ``close()``.
             EdgeEmbedError leaves: it cannot be loaded.
         """
         with self._lock:
-            self._lock.wait_for(lambda: served not in self._busy)
+            self._lock.wait_for(lambda: self._closed or not self._is_changing(served))
             self._check_open()
             if served in self._loaded:
                 return self._hold(self._loaded[served])
-            self._busy.add(served)
+            self._busy[served] = 0
         try:
             needed = self._memory_of(served.info)
             self._make_room(served, needed)
@@ -261,6 +276,7 @@ class Registry:
             with self._lock:
                 self.loads += 1
                 self._loaded[served] = loaded
+                self._busy[served] = 0  # not counted twice
                 return self._hold(loaded)
         finally:
             self._done(served)
@@ -283,29 +299,31 @@ class Registry:
         """Give up the models whose time is over. Blocks while they are freed; which they were."""
         with self._lock:
             due = [loaded for loaded in self._loaded.values() if loaded.users == 0 and loaded.expires_in <= 0]
-            due = [loaded for loaded in due if loaded.served not in self._busy]
             for loaded in due:
                 self._take_out(loaded)
-        for loaded in due:
-            self._free(loaded)
+        self._free(due)
         return [loaded.served for loaded in due]
 
     def close(self) -> None:
         """Take no more requests, finish what waits, and free every model."""
         with self._lock:
             self._closed = True
+            self._lock.notify_all()
             self._lock.wait_for(lambda: not self._busy)
             rest = list(self._loaded.values())
             for loaded in rest:
                 self._take_out(loaded)
-        for loaded in rest:
-            self._free(loaded)
+        self._free(rest)
 
     # With the lock held
 
     def _check_open(self) -> None:
         if self._closed:
             raise NotReadyError("the server is ending", hint="send the request again in a while")
+
+    def _is_changing(self, served: Served) -> bool:
+        """Whether the model is being loaded or freed, or will be."""
+        return served in self._busy or (served in self._loaded and self._loaded[served].leaving)
 
     def _hold(self, loaded: Loaded) -> Loaded:
         loaded.users += 1
@@ -314,41 +332,65 @@ class Registry:
 
     def _take_out(self, loaded: Loaded) -> None:
         del self._loaded[loaded.served]
-        self._busy.add(loaded.served)
+        self._busy[loaded.served] = loaded.memory_bytes
+
+    def _left(self) -> int:
+        """Bytes below the limit that nothing takes."""
+        assert self.memory_limit is not None
+        taken = sum(loaded.memory_bytes for loaded in self._loaded.values()) + sum(self._busy.values())
+        return self.memory_limit - taken
 
     # Without it
 
     def _done(self, served: Served) -> None:
         with self._lock:
-            self._busy.discard(served)
+            del self._busy[served]
             self._lock.notify_all()
 
-    def _free(self, loaded: Loaded) -> None:
-        try:
-            loaded.close()
-        finally:
-            self._done(loaded.served)
+    def _free(self, several: Sequence[Loaded]) -> None:
+        """All of them, even where one cannot be closed properly; that is raised afterwards."""
+        with contextlib.ExitStack() as stack:
+            for loaded in reversed(several):
+                stack.callback(self._done, loaded.served)
+                stack.callback(loaded.close)
 
     def _make_room(self, served: Served, needed: int) -> None:
-        limit = self.memory_limit
-        if limit is None:
-            return
-        while True:
+        """Give up others until the model fits. Its bytes are set aside then."""
+        deadline = time.monotonic() + self.patience
+        try:
+            while self.memory_limit is not None:
+                with self._lock:
+                    self._check_open()
+                    if needed <= self._left():
+                        self._busy[served] = needed
+                        return
+                    oldest = min(self._loaded.values(), key=lambda one: (one.users > 0, one.last_used), default=None)
+                    if needed > self.memory_limit:
+                        raise self._no_room(served, needed)
+                    if oldest is None or oldest.users:
+                        left = deadline - time.monotonic()
+                        if left <= 0:
+                            raise self._no_room(served, needed)
+                        if oldest is not None:
+                            oldest.leaving = True
+                        self._lock.wait(left)
+                        continue
+                    self._take_out(oldest)
+                    self.evictions += 1
+                self._free([oldest])
+        finally:
             with self._lock:
-                taken = sum(loaded.memory_bytes for loaded in self._loaded.values())
-                if taken + needed <= limit:
-                    return
-                idle = [one for one in self._loaded.values() if one.users == 0 and one.served not in self._busy]
-                if not idle:
-                    raise EngineMemoryError(
-                        f"{served.name} takes {needed / 1e9:.2f} GB, and {max(limit - taken, 0) / 1e9:.2f} GB of "
-                        f"{limit / 1e9:.2f} GB are left by the models in use",
-                        hint="raise --memory-limit, or choose a smaller model or type",
-                    )
-                oldest = min(idle, key=lambda one: one.last_used)
-                self._take_out(oldest)
-                self.evictions += 1
-            self._free(oldest)
+                for loaded in self._loaded.values():
+                    loaded.leaving = False  # whoever else waits will say so again
+                self._lock.notify_all()
+
+    def _no_room(self, served: Served, needed: int) -> EngineMemoryError:
+        assert self.memory_limit is not None
+        return EngineMemoryError(
+            f"{served.name} takes {needed / 1e9:.2f} GB, and {max(self._left(), 0) / 1e9:.2f} GB of "
+            f"{self.memory_limit / 1e9:.2f} GB are left by the models in use",
+            hint="raise --memory-limit, or choose a smaller model or type",
+        )
 
 
 def _is_of(served: Served, kind: Kind) -> bool:

@@ -60,7 +60,11 @@ class ModelOpener:
                 cache=options.cache,
                 max_tokens=options.max_tokens,
             )
-        return model, self.scheduler(served, model)
+        try:
+            return model, self.scheduler(served, model)
+        except BaseException:
+            model.close()
+            raise
 
     def scheduler(self, served: Served, model: Model) -> Scheduler:
         """A scheduler for a model, whose batches are counted."""

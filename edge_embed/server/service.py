@@ -7,28 +7,40 @@ What may take long (many texts, loading a model) goes to a thread.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from typing import Final, TypeVar, cast
 
-from edge_embed.cancellation import Cancellation
+from edge_embed import prompts
+from edge_embed.cancellation import Cancellation, watched
 from edge_embed.embedder import Embedder
-from edge_embed.errors import DeadlineExceededError, PayloadTooLargeError
+from edge_embed.errors import DeadlineExceededError, ModelNotFoundError, PayloadTooLargeError
+from edge_embed.inputs import text_or_ids
 from edge_embed.prompts import Role
-from edge_embed.registry import Kind, Loaded, Registry
+from edge_embed.registry import Kind, Loaded, Registry, Served
 from edge_embed.reranker import Reranker
 from edge_embed.scheduler import Computed
 from edge_embed.server.metrics import Metrics
-from edge_embed.server.requests import Embedded, EmbedRequest, Reranked, RerankRequest, Timing, Tokenized
+from edge_embed.server.requests import (
+    Embedded,
+    EmbedRequest,
+    Reranked,
+    RerankRequest,
+    Timing,
+    Tokenized,
+    TokenizeRequest,
+)
 from edge_embed.server.settings import ServerSettings
-from edge_embed.tokenizer import Text
+from edge_embed.tokenizer import Text, Token
+from edge_embed.tokens import Vocabulary
 from edge_embed.types import Encoding, Truncate
 
 T = TypeVar("T")
 
 _SHORT: Final = 8192  # characters or ids that are tokenized in about a millisecond
+_MOST_LOADING: Final = 16  # models that are loaded or freed at the same time; a thread each
 _FEW: Final = 64  # vectors that are finished in about a millisecond
 
 
@@ -44,8 +56,10 @@ class Service:
 
     def __init__(self, registry: Registry, settings: ServerSettings, metrics: Metrics, *, threads: int = 2) -> None:
         self.registry, self.settings, self.metrics = registry, settings, metrics
+        self.n_threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="edge-embed-work")
-        self._loading = ThreadPoolExecutor(thread_name_prefix="edge-embed-load")
+        self._loading = ThreadPoolExecutor(_MOST_LOADING, thread_name_prefix="edge-embed-load")
+        self._being_loaded: dict[Served, asyncio.Future[Loaded]] = {}
 
     async def embed(self, request: EmbedRequest) -> Embedded:
         """Vectors for texts.
@@ -89,18 +103,17 @@ class Service:
             return Embedded(loaded.served, result, timing)
 
     async def rerank(self, request: RerankRequest) -> Reranked:
-        """Scores of documents. Raises as ``embed``."""
-        self._check_count(len(request.documents), "documents")
+        """Scores of pairs. Raises as ``embed``."""
+        self._check_count(len(request.pairs), "pairs")
         async with self._held(request.model, "reranker", request.keep_alive) as (loaded, _, timing):
             reranker = cast(Reranker, loaded.model)
-            pairs = [(request.query, document) for document in request.documents]
             stop = Cancellation()
             started = time.perf_counter()
             job = await self._stoppable(
                 stop,
-                len(request.query) * len(pairs) + _length(request.documents) <= _SHORT,
+                sum(map(_length, request.pairs)) <= _SHORT,
                 lambda: reranker.prepare(
-                    pairs,
+                    request.pairs,
                     instruction=request.instruction,
                     truncate=self._truncate(request.truncate),
                     max_document_tokens=request.max_document_tokens,
@@ -113,28 +126,46 @@ class Service:
             self.metrics.answered(loaded.served.name, result.usage)
             return Reranked(loaded.served, result, timing)
 
-    async def tokenize(self, request: EmbedRequest) -> Tokenized:
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """The tokens of texts, with the prompt that the request names and no other. Raises as ``embed``."""
         self._check_count(len(request.texts), "texts")
-        async with self._held(request.model, "embedding", request.keep_alive) as (loaded, role, timing):
-            embedder = cast(Embedder, loaded.model)
+        async with self._held(request.model, self._kind(request.model), None) as (loaded, role, timing):
+            model = loaded.model
+            prompt = prompts.resolve(
+                model.prompts if isinstance(model, Embedder) else {},
+                prompt=request.prompt,
+                prompt_name=request.prompt_name,
+                role=request.role or cast("Role | None", role),
+            )
+            stop = Cancellation()
 
-            def encode() -> tuple[Encoding, ...]:
+            def located() -> tuple[tuple[Token, ...], ...]:
                 return tuple(
-                    embedder.tokenize(
-                        cast(str, text),
-                        prompt=request.prompt,
-                        prompt_name=request.prompt_name,
-                        role=request.role or cast("Role | None", role),
-                        truncate=self._truncate(request.truncate),
-                    )
-                    for text in request.texts
+                    tuple(model.tokenizer.located(text, prompt=prompt, special=request.special, index=index))
+                    for index, text in enumerate(watched(request.texts, stop))
                 )
 
             started = time.perf_counter()
-            encodings = await self._done(_length(request.texts) <= _SHORT, encode)
+            tokens = await self._stoppable(stop, _length(request.texts) <= _SHORT, located)
             timing.tokenization = time.perf_counter() - started
-            return Tokenized(loaded.served, encodings, timing)
+            return Tokenized(loaded.served, tokens, await self._vocabulary(loaded.served), timing)
+
+    async def spell(self, model: str | None, lists: Sequence[Sequence[int]], *, skip_special: bool) -> list[str]:
+        """The texts that ids stand for. The model is not loaded for it.
+
+        Raises:
+            InvalidTextError: an id that the model does not have.
+            ModelError leaves: the model.
+        """
+        self._check_count(len(lists), "lists")
+        served, _ = self.registry.find(model, self._kind(model))
+        vocabulary = await self._vocabulary(served)
+
+        def spelled() -> list[str]:
+            checked = [text_or_ids(tuple(ids), index, len(vocabulary)) for index, ids in enumerate(lists)]
+            return [vocabulary.text(cast("tuple[int, ...]", ids), skip_special=skip_special) for ids in checked]
+
+        return await self._done(sum(map(len, lists)) <= _SHORT, spelled)
 
     async def load(self, model: str | None, kind: Kind = "embedding", keep_alive: float | None = None) -> Timing:
         """Bring a model into memory, or say with ``keep_alive`` how long it stays."""
@@ -160,30 +191,42 @@ class Service:
 
     # Steps
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def _held(
         self, name: str | None, kind: Kind, keep_alive: float | None
     ) -> AsyncIterator[tuple[Loaded, str | None, Timing]]:
         """The model of a request, in memory, for as long as the request takes."""
         timing = Timing()
-        registry, loop = self.registry, asyncio.get_running_loop()
-        served, role = registry.find(name, kind)
-        loaded = registry.try_acquire(served)
+        served, role = self.registry.find(name, kind)
+        loaded = self.registry.try_acquire(served)
         if loaded is None:
             started = time.perf_counter()
-            acquiring = loop.run_in_executor(self._loading, registry.acquire, served)
-            try:
-                loaded = await asyncio.shield(acquiring)
-            except asyncio.CancelledError:  # the model is loaded all the same, and must not stay held
-                acquiring.add_done_callback(lambda done: _let_go(registry, done))
-                raise
+            loaded = await self._acquired(served)
             timing.load = time.perf_counter() - started
         try:
             yield loaded, role, timing
         finally:
-            registry.release(loaded, keep_alive)
+            self.registry.release(loaded, keep_alive)
             if keep_alive is not None and keep_alive <= 0:
-                self._loading.submit(registry.sweep)
+                with contextlib.suppress(RuntimeError):  # the server is ending: all models are freed anyway
+                    self._loading.submit(self.registry.sweep)
+
+    async def _acquired(self, served: Served) -> Loaded:
+        """A model that has to be loaded first, by one thread however many requests wait for it."""
+        registry = self.registry
+        while (loading := self._being_loaded.get(served)) is not None:
+            await asyncio.shield(loading)
+            loaded = registry.try_acquire(served)
+            if loaded is not None:
+                return loaded
+        loading = asyncio.get_running_loop().run_in_executor(self._loading, registry.acquire, served)
+        self._being_loaded[served] = loading
+        loading.add_done_callback(lambda _: self._being_loaded.pop(served))
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:  # the model is loaded all the same, and must not stay held
+            loading.add_done_callback(lambda done: _let_go(registry, done))
+            raise
 
     async def _computed(
         self, loaded: Loaded, encodings: Sequence[Encoding], timing: Timing, *, tokens: bool = False
@@ -217,6 +260,18 @@ class Service:
         if short:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def _kind(self, model: str | None) -> Kind:
+        """Of the model of a request that both kinds can answer: the one that it names, else an embedding model."""
+        if model:
+            return self.registry.lookup(model).kind
+        try:
+            return self.registry.find(None, "embedding")[0].kind
+        except ModelNotFoundError:
+            return "reranker"
+
+    async def _vocabulary(self, served: Served) -> Vocabulary:
+        return await self._done("vocabulary" in vars(served), lambda: served.vocabulary)
 
     def _truncate(self, asked: Truncate | None) -> Truncate:
         return asked or ("right" if self.settings.truncate else "error")
