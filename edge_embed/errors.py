@@ -41,6 +41,10 @@
         ├── PayloadTooLargeError   a body, a list or a text above what the server accepts
         ├── RequestTimeoutError    a body that does not arrive
         ├── AccessDeniedError      a missing or wrong key
+        ├── ForeignOriginError     a page of another site, or a name that this server does not go by
+        ├── RouteNotFoundError     a path that nothing answers
+        ├── WrongMethodError       a path that is answered for other methods
+        ├── BodyEncodingError      a body that is compressed
         ├── WrongModelKindError    an embedding asked of a reranker, or scores of an embedding model
         ├── QueueFullError         more is waiting than the server keeps
         ├── NotReadyError          the server is starting, or ending
@@ -265,6 +269,22 @@ class AccessDeniedError(ServerError):
     """A missing or wrong key."""
 
 
+class ForeignOriginError(ServerError):
+    """A browser asks on behalf of a page that may not, or under a name that this server does not go by."""
+
+
+class RouteNotFoundError(ServerError):
+    """A path that nothing answers."""
+
+
+class WrongMethodError(ServerError):
+    """A path that is answered for other methods."""
+
+
+class BodyEncodingError(ServerError):
+    """A body that is compressed, which no client of ours does and which hides how large it is."""
+
+
 class WrongModelKindError(ServerError):
     """An embedding was asked of a reranker, or scores of an embedding model."""
 
@@ -324,6 +344,10 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     PayloadTooLargeError: (413, 7),
     RequestTimeoutError: (408, 7),
     AccessDeniedError: (401, 7),
+    ForeignOriginError: (403, 7),
+    RouteNotFoundError: (404, 7),
+    WrongMethodError: (405, 7),
+    BodyEncodingError: (415, 7),
     WrongModelKindError: (400, 7),
     QueueFullError: (429, 7),
     NotReadyError: (503, 7),

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import uvicorn
 from starlette.applications import Starlette
 
 from edge_embed.catalogue import DEFAULT_MODEL
@@ -18,7 +17,7 @@ from edge_embed.server.app import create_app
 from edge_embed.server.endpoint import Gate
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.opening import ModelOpener, ModelOptions
-from edge_embed.server.running import listen
+from edge_embed.server.running import listen, server_of
 from edge_embed.server.settings import ServerSettings
 from edge_embed.server.start import build, served_models
 from edge_embed.testing import FakeEngine, fake_embedder, fake_reranker
@@ -54,9 +53,7 @@ class Running:
 def running(app: Starlette, settings: ServerSettings = QUIET) -> Iterator[str]:
     """An application on a port, in a thread, until the block ends; its address."""
     listening = listen(settings)
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", ws="none")
-    config.timeout_graceful_shutdown = 10
-    server = uvicorn.Server(config)
+    server = server_of(app, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="test-server")
     thread.start()
     try:

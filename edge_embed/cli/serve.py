@@ -36,22 +36,36 @@ def _settings_file(context: click.Context, _: click.Parameter, value: Path | Non
     return value
 
 
+def _keys(given: tuple[str, ...], path: Path | None) -> tuple[str, ...]:
+    """The keys that were given, and those of a file, one a line."""
+    if path is None:
+        return given
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"--api-key-file: {path}: {error}") from None
+    found = tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    if not found:
+        raise click.ClickException(f"--api-key-file: {path} has no key")
+    return (*given, *found)
+
+
 @click.command(
-    context_settings={"auto_envvar_prefix": "EDGE_EMBED_SERVE"},
     epilog="""\b
 Examples:
   edge-embed serve
-  edge-embed serve qwen3-embedding-0.6b qwen3-reranker-0.6b --api-key "$KEY"
+  edge-embed serve qwen3-embedding-0.6b qwen3-reranker-0.6b --api-key-file keys.txt
   edge-embed serve notes-embed=./my-model.gguf --keep-alive 5m --memory-limit 4GB
   edge-embed serve --uds /run/edge-embed/socket
   edge-embed serve --config /etc/edge-embed.toml
 
 \b
 Every option may come from the environment (EDGE_EMBED_SERVE_PORT=8080, EDGE_EMBED_SERVE_API_KEY=...) or from the
-TOML file (port = 8080, api-key = ["..."]). A flag wins over the environment, and this over the file.
+TOML file (port = 8080, api-key = ["..."], models = ["qwen3-embedding-0.6b"]). A flag wins over the environment, and
+this over the file. Several values in a variable are separated by spaces.
 """,
 )
-@click.argument("models", nargs=-1, metavar="[MODEL...]")
+@click.argument("models", nargs=-1, metavar="[MODEL...]", envvar="EDGE_EMBED_SERVE_MODELS")
 @click.option(
     "--config",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
@@ -63,7 +77,17 @@ TOML file (port = 8080, api-key = ["..."]). A flag wins over the environment, an
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(0, 65535), default=11435, show_default=True, help="Port to listen on.")
 @click.option("--uds", metavar="PATH", help="Listen on a Unix socket instead.")
-@click.option("--api-key", "api_keys", multiple=True, metavar="KEY", help="A key that requests must bring; repeatable.")
+@click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    metavar="KEY",
+    help="A key that requests must bring; repeatable. Whoever lists this machine's processes sees it: the environment "
+    "and --api-key-file keep it to yourself.",
+)
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A file with a key a line."
+)
 @click.option(
     "--models-dir", type=click.Path(path_type=Path, file_okay=False), help="Serve every GGUF of a folder, too."
 )
@@ -105,12 +129,28 @@ TOML file (port = 8080, api-key = ["..."]). A flag wins over the environment, an
     "--max-requests", type=AT_LEAST_1, default=512, show_default=True, metavar="N", help="Most requests at a time."
 )
 @click.option(
+    "--max-connections",
+    type=AT_LEAST_1,
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="Most connections at a time; an idle one makes room.",
+)
+@click.option(
     "--max-queued-texts",
     type=AT_LEAST_1,
     default=16_384,
     show_default=True,
     metavar="N",
     help="Most texts that may wait for a model.",
+)
+@click.option(
+    "--max-queued-tokens",
+    type=AT_LEAST_1,
+    default=8_000_000,
+    show_default=True,
+    metavar="N",
+    help="Most tokens that may wait for a model.",
 )
 @click.option(
     "--timeout",
@@ -121,24 +161,57 @@ TOML file (port = 8080, api-key = ["..."]). A flag wins over the environment, an
     help="After which a request is given up.",
 )
 @click.option(
+    "--header-timeout",
+    default="10s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="Within which the head of a request must be here.",
+)
+@click.option(
+    "--body-timeout",
+    default="30s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="Within which a body must be here; longer for a large one that keeps coming.",
+)
+@click.option(
+    "--idle-timeout",
+    default="75s",
+    show_default=True,
+    metavar="TIME",
+    callback=_seconds,
+    help="How long a connection may be silent, and an answer unread.",
+)
+@click.option(
     "--drain",
     default="30s",
     show_default=True,
     metavar="TIME",
     callback=_seconds,
-    help="How long accepted requests may take once the server is told to end.",
+    help="How long accepted requests may take once the server is told to end; a second signal ends it at once.",
 )
 @click.option(
     "--origin",
     "origins",
     multiple=True,
     metavar="ORIGIN",
-    help="A page that may ask from a browser, beside local ones and app://obsidian.md; * for all.",
+    help="A page that may ask from a browser, beside local ones and app://obsidian.md; * for all; repeatable.",
 )
 @click.option(
+    "--trusted-host",
+    "hosts",
+    multiple=True,
+    metavar="NAME",
+    help="A name that a local server without keys goes by, beside localhost and addresses; repeatable.",
+)
+@click.option("--docs/--no-docs", default=True, show_default=True, help="Whether /docs and /openapi.json are there.")
+@click.option(
     "--token-encoding",
-    type=click.Choice(("cl100k_base", "o200k_base")),
-    help="What lists of token ids are in; the model's own by default.",
+    metavar="NAME",
+    help="What lists of token ids are in: cl100k_base, o200k_base (from tiktoken's cache) or a .tiktoken file; the "
+    "model's own ids by default.",
 )
 @click.option(
     "--log",
@@ -172,6 +245,7 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         ) from None
     from edge_embed.registry import FOREVER
     from edge_embed.server.opening import ModelOptions
+    from edge_embed.server.running import address, close, listen, notify_systemd
     from edge_embed.server.settings import ORIGINS, ServerSettings
     from edge_embed.server.start import build, served_models
 
@@ -179,19 +253,26 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         host=options["host"],
         port=options["port"],
         uds=options["uds"],
-        api_keys=options["api_keys"],
+        api_keys=_keys(options["api_keys"], options["api_key_file"]),
         origins=(*ORIGINS, *options["origins"]),
+        hosts=options["hosts"],
         max_texts=options["max_texts"],
         max_request_tokens=options["max_request_tokens"],
         max_body_bytes=options["max_body_size"],
         max_requests=options["max_requests"],
+        max_connections=options["max_connections"],
         max_queued_texts=options["max_queued_texts"],
+        max_queued_tokens=options["max_queued_tokens"],
         timeout=options["timeout"],
+        header_timeout=options["header_timeout"],
+        body_timeout=options["body_timeout"],
+        idle_timeout=options["idle_timeout"],
         drain_seconds=options["drain"],
         truncate=options["truncate"],
         prompt=options["prompt"],
         prompt_name=options["prompt_name"],
         token_encoding=options["token_encoding"],
+        docs=options["docs"],
         log=options["log"],
     )
     served = served_models(
@@ -214,11 +295,30 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         memory_limit=options["memory_limit"],
         keep_alive=FOREVER if keep_alive is None else keep_alive,
     )
+    listening = listen(settings)  # an address that is taken is said before models are loaded
+    where = address(listening)
+
+    def announce() -> None:
+        note(f"serving {', '.join(one.name for one in served)} on {where}")
+        notify_systemd("READY=1")
+
+    app.state.gate.announce = announce
     if not settings.is_local and not settings.api_keys:
         note(
-            f"WARNING: {settings.host} can be reached from other machines, and no --api-key is set: "
-            "anybody there can use this server"
+            f"WARNING: {where} can be reached from other machines, and there is no key: anybody there can use this "
+            "server. Set one (--api-key-file), or listen on 127.0.0.1"
         )
-    where = settings.uds or f"http://{settings.host}:{settings.port}"
-    note(f"serving {', '.join(one.name for one in served)} on {where}")
-    run(app, settings)
+    try:
+        run(app, settings, listening)
+    finally:
+        close(listening, settings)
+
+
+def _name_variables(command: click.Command) -> None:
+    """Each option's variable is its flag's name, whatever the parameter is called in Python."""
+    for option in command.params:
+        if isinstance(option, click.Option):
+            option.envvar = "EDGE_EMBED_SERVE_" + option.opts[0].lstrip("-").replace("-", "_").upper()
+
+
+_name_variables(serve)

@@ -40,6 +40,7 @@ def read_settings(path: Path, options: Mapping[str, click.Parameter]) -> dict[st
         if key not in by_flag:
             raise ValueError(f"{key!r} is not an option of `edge-embed serve`")
         name = by_flag[key]
+        _check(key, value)
         if isinstance(value, list) and not (
             options[name].multiple if isinstance(options[name], click.Option) else True
         ):
@@ -47,3 +48,10 @@ def read_settings(path: Path, options: Mapping[str, click.Parameter]) -> dict[st
         many = isinstance(options[name], click.Argument) or getattr(options[name], "multiple", False)
         found[name] = [value] if many and not isinstance(value, list) else value
     return found
+
+
+def _check(key: str, value: Any) -> None:
+    """Raises ValueError for what no flag could say."""
+    for one in value if isinstance(value, list) else [value]:
+        if not isinstance(one, (str, int, float)):
+            raise ValueError(f"{key!r} is a {type(one).__name__}, not a word or a number")

@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import BaseRoute, Route
 
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.registry import Kind, Registry
-from edge_embed.server import lmstudio, ollama, openai, operations, pages
-from edge_embed.server.endpoint import Answering, Endpoint, Gate
+from edge_embed.server import cohere, docs, lmstudio, ollama, openai, operations, pages, rerank, tei, tokenizing
+from edge_embed.server.endpoint import Endpoint, Gate
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
+from edge_embed.server.origins import pattern
+from edge_embed.server.routes import Routes
 from edge_embed.server.service import Service
 from edge_embed.server.settings import ServerSettings
+from edge_embed.server.token_ids import TokenTable
 
 _SWEEP_SECONDS: Final = 1.0
 DIALECTS: Final[tuple[Sequence[Endpoint], ...]] = (
     openai.ENDPOINTS,
     ollama.ENDPOINTS,
     lmstudio.ENDPOINTS,
+    rerank.ENDPOINTS,
+    tei.ENDPOINTS,
+    tokenizing.ENDPOINTS,
+    cohere.ENDPOINTS,
     operations.ENDPOINTS,
     pages.ENDPOINTS,
 )
@@ -42,6 +44,7 @@ def create_app(
     *,
     log: AccessLog | None = None,
     warm_up: Iterable[Kind] = (),
+    token_table: TokenTable | None = None,
 ) -> Starlette:
     """An ASGI application over a registry, which it closes when it ends.
 
@@ -51,11 +54,13 @@ def create_app(
         metrics: counters that the registry's models report to.
         log: where requests are written to; nowhere by default.
         warm_up: of each of these kinds the first model is loaded, and has answered, before requests are taken.
+        token_table: what the token ids of requests stand for; None for the model's own.
     """
     metrics = metrics or Metrics()
     log = log or AccessLog("off")
     service = Service(registry, settings, metrics)
-    gate = Gate(service, settings, metrics, log)
+    gate = Gate(service, settings, metrics, log, token_table)
+    metrics.count_models(registry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -70,48 +75,25 @@ def create_app(
             await asyncio.gather(*background, starting, return_exceptions=True)
             await service.close()
 
-    routes: list[BaseRoute] = [
-        Route(endpoint.path, Answering(endpoint, gate), methods=_methods(endpoint))
-        for endpoints in (*DIALECTS, pages.PAGES)
-        for endpoint in endpoints
-    ]
+    described = (*DIALECTS, *((docs.endpoints(DIALECTS, settings),) if settings.docs else ()), pages.PAGES)
     app = Starlette(
-        routes=routes,
         lifespan=lifespan,
         middleware=[
             Middleware(
                 CORSMiddleware,
-                allow_origin_regex=_origins(settings.origins),
-                allow_methods=["GET", "POST", "HEAD", "OPTIONS"],
+                allow_origin_regex=pattern(settings.origins),
+                allow_methods=["GET", "POST", "HEAD", "DELETE", "OPTIONS"],
                 allow_headers=["*"],
+                allow_private_network=True,
                 expose_headers=["x-request-id", "x-total-time", "x-compute-tokens", "retry-after"],
                 max_age=3600,
             )
         ],
-        exception_handlers={HTTPException: _no_such_route},
     )
+    app.router.redirect_slashes = False
+    app.router.default = Routes([endpoint for endpoints in described for endpoint in endpoints], gate)
     app.state.gate = gate
     return app
-
-
-def _methods(endpoint: Endpoint) -> list[str]:
-    return ["GET", "HEAD"] if endpoint.method == "GET" else [endpoint.method]
-
-
-def _origins(allowed: Sequence[str]) -> str:
-    """A pattern for the origins that may ask from a browser; ``*`` alone is all of them."""
-    if "*" in allowed:
-        return ".*"
-    return "|".join(re.escape(origin).replace(r"\*", r"[\w.-]+") for origin in allowed) or "(?!)"
-
-
-async def _no_such_route(request: Request, error: Exception) -> JSONResponse:
-    """404 and 405, in the shape that most clients read."""
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path[:200]}: {error.detail}; /docs lists what there is"
-    kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
-    body = {"error": {"message": message, "type": kind, "param": None, "code": None}}
-    return JSONResponse(body, error.status_code, headers=dict(error.headers or {}))
 
 
 async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
@@ -125,8 +107,11 @@ async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
             gate.log.event("loaded", kind=kind, seconds=round(timing.load, 2))
         except EdgeEmbedError as error:
             gate.log.event("not loaded", kind=kind, error=str(error).replace("\n", "; "))
+        except Exception as error:
+            gate.log.unexpected("warm-up", error)
     gate.ready = True
     gate.log.event("ready")
+    gate.announce()
 
 
 async def _sweep(service: Service) -> None:

@@ -7,6 +7,7 @@ log. A dialect's handler is a function of a checked body; what it raises becomes
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
 import re
 import secrets
@@ -20,16 +21,28 @@ from starlette.datastructures import Headers, QueryParams
 from starlette.types import Receive, Scope, Send
 
 from edge_embed.errors import AccessDeniedError, ComputeError, EdgeEmbedError, NotReadyError, QueueFullError
-from edge_embed.server.bodies import Body, ClientLeftError, parse, read_body
+from edge_embed.server.bodies import Body, ClientLeftError, Room, receive_body
 from edge_embed.server.families import Family
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
-from edge_embed.server.requests import Embedded, EmbedRequest, Reranked, RerankRequest, Timing, Tokenized
+from edge_embed.server.origins import Origins
+from edge_embed.server.requests import (
+    Embedded,
+    EmbedRequest,
+    Reranked,
+    RerankRequest,
+    Timing,
+    Tokenized,
+    TokenizeRequest,
+)
 from edge_embed.server.service import Service
 from edge_embed.server.settings import ServerSettings
+from edge_embed.server.token_ids import TokenTable
+from edge_embed.tokenizer import Text
 
 _ID: Final = re.compile(r"[\w.:/+=@-]{1,100}", re.ASCII)
 CLIENT_LEFT: Final = 499  # as nginx writes it into its log; nobody receives it
+_BODIES: Final = 8  # bodies of the longest kind that may be on their way at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,46 +68,70 @@ class Reply:
         return orjson.dumps(self.content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-@dataclass(slots=True)
 class Gate:
-    """What all routes of a server share.
+    """What all routes of a server share: who is let in, and how many at once.
 
-    Attributes:
+    Args:
         service: answers.
         settings: limits and keys.
         metrics: counters.
         log: where a line for each request goes.
-        ready: whether requests are taken; False while models are loaded and once the server is ending.
+        token_table: what the token ids of requests stand for; None for the model's own.
+
+    Attributes:
+        ready: whether requests are taken; False while models are loaded.
+        ending: whether no more are, because the server was told to end.
         under_way: requests being answered.
         started: when it was made, by the monotonic clock.
+        announce: called once, when requests are taken.
+        room: memory for bodies on their way.
     """
 
-    service: Service
-    settings: ServerSettings
-    metrics: Metrics
-    log: AccessLog
-    ready: bool = False
-    ending: bool = False
-    under_way: int = 0
-    started: float = field(default_factory=time.monotonic)
+    def __init__(
+        self,
+        service: Service,
+        settings: ServerSettings,
+        metrics: Metrics,
+        log: AccessLog,
+        token_table: TokenTable | None = None,
+    ) -> None:
+        self.service, self.settings, self.metrics, self.log = service, settings, metrics, log
+        self.token_table = token_table
+        self.ready = self.ending = False
+        self.under_way = 0
+        self.started = time.monotonic()
+        self.announce: Callable[[], None] = lambda: None
+        self.room = Room(_BODIES * settings.max_body_bytes)
+        self._origins = Origins(settings)
+        self._keys = [_digest(key) for key in settings.api_keys]
+        self._said_ids = False
+
+    def check_source(self, headers: Headers) -> None:
+        """Raises ForeignOriginError for pages of other sites, and names that are not this server's."""
+        self._origins.check(headers)
 
     def check_access(self, headers: Headers) -> None:
-        """Raises AccessDeniedError for a missing or wrong key. The time taken does not tell how wrong."""
-        keys = self.settings.api_keys
-        if not keys:
+        """Look for a key where clients put it: ``Authorization`` (with ``Bearer`` or bare), ``X-Api-Key``, ``Api-Key``.
+
+        Raises AccessDeniedError for a missing or wrong one. The time taken does not tell how wrong.
+        """
+        if not self._keys:
             return
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", headers.get("api-key", ""))
+        given = [bearer.strip() if scheme.lower() == "bearer" else f"{scheme} {bearer}".strip()]
+        given += [headers.get("x-api-key", ""), headers.get("api-key", "")]
+        given = [key for key in given if key]
         found = False
-        for key in keys:
-            found |= hmac.compare_digest(key.encode(), given.encode("utf-8", "replace"))
+        for digest in map(_digest, given):
+            for key in self._keys:
+                found |= hmac.compare_digest(key, digest)
         if not found:
             raise AccessDeniedError(
                 "the key is wrong" if given else "a key is needed", hint="send it as `Authorization: Bearer KEY`"
             )
 
-    def enter(self) -> None:
-        """Raises QueueFullError, NotReadyError where no more requests are taken now."""
+    def check_open(self) -> None:
+        """Raises NotReadyError, QueueFullError where no more requests are taken now."""
         if self.ending or not self.ready:
             raise NotReadyError(
                 f"the server is {'ending' if self.ending else 'starting'}", hint="send the request again in a while"
@@ -105,6 +142,10 @@ class Gate:
                 retry_after=1.0,
                 hint="send it again later; --max-requests sets the limit",
             )
+
+    def enter(self) -> None:
+        """A request is accepted: it will be answered. Raises as ``check_open``."""
+        self.check_open()
         self.under_way += 1
         self.metrics.began()
 
@@ -112,6 +153,17 @@ class Gate:
         """A request is over."""
         self.under_way -= 1
         self.metrics.ended()
+
+    def note_ids(self) -> None:
+        """Say once that token ids came and were taken as the model's own, since they may well be another's."""
+        if not self._said_ids:
+            self._said_ids = True
+            self.log.event("token ids", note="taken as the model's own; --token-encoding says that they are another's")
+
+
+def _digest(key: str) -> bytes:
+    """Digests are compared, so that not even the length of a key shows."""
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
 
 
 @dataclass(slots=True)
@@ -144,6 +196,20 @@ class Call:
     def settings(self) -> ServerSettings:
         return self.gate.settings
 
+    def decoded(self, texts: tuple[Text, ...]) -> tuple[Text, ...]:
+        """Texts in the place of token ids, where the server was told which encoding these are in.
+
+        Raises:
+            RequestShapeError: ids that the encoding does not have.
+        """
+        if all(isinstance(text, str) for text in texts):
+            return texts
+        table = self.gate.token_table
+        if table is None:
+            self.gate.note_ids()
+            return texts
+        return tuple(text if isinstance(text, str) else table.decode(text) for text in texts)
+
     async def embed(self, request: EmbedRequest) -> Embedded:
         """See ``Service.embed``."""
         done = await self.service.embed(request)
@@ -156,10 +222,10 @@ class Call:
         self._note(done, done.result.usage.n_tokens)
         return done
 
-    async def tokenize(self, request: EmbedRequest) -> Tokenized:
+    async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """See ``Service.tokenize``."""
         done = await self.service.tokenize(request)
-        self._note(done, sum(encoding.n_tokens for encoding in done.encodings))
+        self._note(done, sum(map(len, done.tokens)))
         return done
 
     def _note(self, done: Embedded | Reranked | Tokenized, n_tokens: int) -> None:
@@ -181,7 +247,8 @@ class Endpoint:
         summary: a line for the description of the interface.
         body: the shape of the request's body; None for none.
         returns: a type that describes the answer (as Pydantic understands it), for the description alone.
-        public: whether it is answered without a key, and while models are loaded.
+        public: whether it is answered without a key, while models are loaded, and whatever else is being answered.
+        keyed: whether it needs a key all the same.
         media_type: of the answer.
     """
 
@@ -193,6 +260,7 @@ class Endpoint:
     body: type[Body] | None = None
     returns: Any = None
     public: bool = False
+    keyed: bool = False
     media_type: str = "application/json"
 
 
@@ -218,41 +286,58 @@ class Answering:
         entered = False
         try:
             try:
-                body = await self._body(headers, receive)
+                body = await self._admitted(headers, receive)
                 call.started = time.perf_counter()
                 if not self.endpoint.public:
                     self.gate.enter()
                     entered = True
-                reply = await self._watched(body, call, receive)
+                reply = await self._reply(body, call, receive)
                 data = reply.encoded()
             except EdgeEmbedError as found:
                 error = found
-            except (ClientLeftError, asyncio.CancelledError):
+            except ClientLeftError:
                 raise
+            except asyncio.CancelledError:  # the time for ending is over
+                error = NotReadyError("the server ended before the answer was there", hint="send the request again")
             except Exception as found:  # a bug: the client learns no more than that
                 self.gate.log.unexpected(call.request_id, found)
                 error = ComputeError(
                     f"unexpected {type(found).__name__}", hint="this is a bug; the server's log has it"
                 )
             if error is not None:
-                reply = self._refusal(error)
+                reply = refusal(self.endpoint.family, error)
                 data = reply.encoded()
             self._said(scope, call, reply.status, error)
-            await _send(send, scope, call, reply, data)
+            await send_reply(send, scope, call, reply, data, last=self.gate.ending)
         except ClientLeftError:
             self._said(scope, call, CLIENT_LEFT, None)
         finally:
             if entered:
                 self.gate.leave()
 
-    async def _body(self, headers: Headers, receive: Receive) -> Body | None:
-        settings, endpoint = self.gate.settings, self.endpoint
+    async def _admitted(self, headers: Headers, receive: Receive) -> Body | None:
+        """The body, of a request that may be made. What can be refused without reading it is."""
+        gate, settings, endpoint = self.gate, self.gate.settings, self.endpoint
+        gate.check_source(headers)
+        if not endpoint.public or endpoint.keyed:
+            gate.check_access(headers)
         if not endpoint.public:
-            self.gate.check_access(headers)
+            gate.check_open()
         if endpoint.body is None:
             return None
-        data = await read_body(receive, headers, limit=settings.max_body_bytes, seconds=settings.body_timeout)
-        return parse(endpoint.body, data)
+        return await receive_body(
+            endpoint.body,
+            receive,
+            headers,
+            limit=settings.max_body_bytes,
+            seconds=settings.body_timeout,
+            room=gate.room,
+        )
+
+    async def _reply(self, body: Body | None, call: Call, receive: Receive) -> Reply:
+        if self.endpoint.public:
+            return await self.endpoint.handler(body, call)
+        return await self._watched(body, call, receive)
 
     async def _watched(self, body: Body | None, call: Call, receive: Receive) -> Reply:
         """The handler's answer, unless the client goes away before it is there: then the work is stopped."""
@@ -269,18 +354,6 @@ class Answering:
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
 
-    def _refusal(self, error: EdgeEmbedError) -> Reply:
-        family = self.endpoint.family
-        status = family.status(error)
-        headers = {}
-        if isinstance(error, QueueFullError):
-            headers["Retry-After"] = str(max(1, round(error.retry_after)))
-        elif status == 503:
-            headers["Retry-After"] = "1"
-        elif status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
-        return Reply(family.body(error, status), status, headers)
-
     def _said(self, scope: Scope, call: Call, status: int, error: EdgeEmbedError | None) -> None:
         seconds = time.perf_counter() - call.started
         kind = type(error).__name__ if error is not None else "ClientLeft" if status == CLIENT_LEFT else None
@@ -294,11 +367,26 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _send(send: Send, scope: Scope, call: Call, reply: Reply, data: bytes) -> None:
+def refusal(family: Family, error: EdgeEmbedError) -> Reply:
+    """What a client is told that does not get what it wants, and when to ask again."""
+    status = family.status(error)
+    headers = {}
+    if isinstance(error, QueueFullError):
+        headers["Retry-After"] = str(max(1, round(error.retry_after)))
+    elif status == 503:
+        headers["Retry-After"] = "1"
+    elif status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Reply(family.body(error, status), status, headers)
+
+
+async def send_reply(send: Send, scope: Scope, call: Call, reply: Reply, data: bytes, *, last: bool) -> None:
+    """Send an answer; the ``last`` one of its connection says so."""
     headers = {
         "content-type": reply.media_type,
         "content-length": str(len(data)),
         "x-request-id": call.request_id,
+        **({"connection": "close"} if last else {}),
         **_timing_headers(call),
         **reply.headers,
     }

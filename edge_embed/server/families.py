@@ -44,6 +44,8 @@ def _openai(error: EdgeEmbedError, status: int) -> dict[str, Any]:
     }
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     code = {401: "invalid_api_key", 404: "model_not_found", 429: "rate_limit_exceeded"}.get(status)
+    if isinstance(error, errors.RouteNotFoundError):
+        code = None
     param = error.param if isinstance(error, RequestShapeError) else None
     return {"error": {"message": sentence(error), "type": kind, "param": param, "code": code}}
 
@@ -59,8 +61,14 @@ def _ollama(error: EdgeEmbedError, _: int) -> dict[str, Any]:
 
 
 def _tei(error: EdgeEmbedError, status: int) -> dict[str, Any]:
-    kinds = {400: "Empty", 404: "Validation", 413: "Validation", 422: "Validation", 429: "Overloaded", 503: "Unhealthy"}
+    kinds = {424: "Backend", 429: "Overloaded", 503: "Unhealthy"}
     return {"error": sentence(error), "error_type": kinds.get(status, "Validation" if status < 500 else "Backend")}
+
+
+def _rerank(error: EdgeEmbedError, status: int) -> dict[str, Any]:
+    """What TEI's and Ollama's clients read, Cohere's, and Jina's and Voyage's, in one."""
+    said = _tei(error, status)
+    return {**said, "message": said["error"], "detail": said["error"]}
 
 
 def _cohere(error: EdgeEmbedError, _: int) -> dict[str, Any]:
@@ -74,10 +82,13 @@ _UNPROCESSABLE: Final[dict[type[EdgeEmbedError], int]] = {
     errors.TextTooLongError: 422,
     errors.InvalidDimensionError: 422,
     errors.UnknownPromptError: 422,
-    errors.WrongModelKindError: 422,
+    errors.WrongModelKindError: 424,
+    errors.UnsupportedModelError: 424,
+    errors.NonFiniteError: 424,
 }
 
 OPENAI: Final = Family("OpenAI", _openai, _BAD_REQUEST)
 OLLAMA: Final = Family("Ollama", _ollama, {**_BAD_REQUEST, errors.QueueFullError: 503})
 TEI: Final = Family("text-embeddings-inference", _tei, _UNPROCESSABLE)
+RERANK: Final = Family("rerank", _rerank, _UNPROCESSABLE)
 COHERE: Final = Family("Cohere", _cohere, _BAD_REQUEST)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
+from edge_embed import __version__
+from edge_embed.registry import Loaded, Registry
 from edge_embed.scheduler import BatchReport
 from edge_embed.types import Usage
 
@@ -34,6 +39,12 @@ class Metrics:
             buckets=_SECONDS, registry=r,
         )  # fmt: skip
         self._under_way = Gauge("edge_embed_requests_under_way", "Requests being answered.", registry=r)
+        self._connections = Gauge("edge_embed_connections", "Connections that are open.", registry=r)
+        self._ended = Counter(
+            "edge_embed_connections_ended", "Connections that the server ended, by the reason.", ["reason"], registry=r
+        )
+        Info("edge_embed_build", "The program.", registry=r).info({"version": __version__})
+        ProcessCollector(registry=r)  # resident memory, processor time, open files
         self._tokenization = _histogram("tokenization_seconds", "Texts to token ids, of a request.", _SECONDS, r)
         self._queue = _histogram("queue_seconds", "Waiting for the model, of a request.", _SECONDS, r)
         self._inference = _histogram(
@@ -49,7 +60,21 @@ class Metrics:
         self._cached = _counter("cached_texts", "Texts whose vectors the cache had.", r)
         self._truncated = _counter("truncated_texts", "Texts that lost tokens.", r)
 
+    # What is looked at when somebody asks
+
+    def count_models(self, registry: Registry) -> None:
+        """Say what is in memory and what waits there, as it is when somebody asks."""
+        self.registry.register(_Models(registry))
+
+    def count_connections(self, connections: Collection[Any]) -> None:
+        """Say how many there are."""
+        self._connections.set_function(lambda: len(connections))
+
     # What happens
+
+    def connection_ended(self, reason: str) -> None:
+        """The server closed a connection that waited too long, or was one too many."""
+        self._ended.labels(reason).inc()
 
     def began(self) -> None:
         """A request is accepted."""
@@ -99,6 +124,46 @@ class Metrics:
     def exposition(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return bytes(generate_latest(self.registry))
+
+
+class _Models(Collector):
+    """Figures of a registry, none of them kept twice."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Read them."""
+        registry = self._registry
+        loaded = registry.loaded()
+        yield _gauge("models_loaded", "Models in memory.", [((), len(loaded))])
+        yield _gauge(
+            "model_memory_bytes", "What a model takes by plan.", [((_name(one),), one.memory_bytes) for one in loaded]
+        )
+        for what in ("requests", "texts", "tokens"):
+            depths = [((_name(one),), getattr(one.scheduler.depth, what)) for one in loaded]
+            yield _gauge(f"queued_{what}", f"{what.capitalize()} that wait for a model.", depths)
+        if registry.memory_limit is not None:
+            limit = [((), registry.memory_limit)]
+            yield _gauge("memory_limit_bytes", "What loaded models may take together.", limit)
+        loads = CounterMetricFamily("edge_embed_model_loads", "Times that a model was loaded.")
+        loads.add_metric((), registry.loads)
+        yield loads
+        evictions = CounterMetricFamily("edge_embed_model_evictions", "Times that one had to make room for another.")
+        evictions.add_metric((), registry.evictions)
+        yield evictions
+
+
+def _name(loaded: Loaded) -> str:
+    return loaded.served.name
+
+
+def _gauge(name: str, text: str, values: Sequence[tuple[tuple[str, ...], float]]) -> GaugeMetricFamily:
+    labels = ["model"] if name not in ("models_loaded", "memory_limit_bytes") else []
+    family = GaugeMetricFamily(f"edge_embed_{name}", text, labels=labels)
+    for label, value in values:
+        family.add_metric(label, value)
+    return family
 
 
 def _counter(name: str, text: str, registry: CollectorRegistry) -> Counter:

@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, cast
 
 from pydantic import Field
 
-from edge_embed.errors import RequestShapeError
+from edge_embed.errors import InvalidTextError, RequestShapeError
 from edge_embed.registry import Served
 from edge_embed.server.bodies import Body
 from edge_embed.server.describing import described
@@ -19,6 +19,10 @@ from edge_embed.tokenizer import Text
 from edge_embed.types import AnyArray
 
 MOST_DIMENSIONS: Final = 1 << 20
+_OTHER_IDS: Final = (
+    "send texts: with LangChain, OpenAIEmbeddings(check_embedding_ctx_length=False); "
+    "or start the server with --token-encoding cl100k_base"
+)
 
 
 class EmbeddingsBody(Body):
@@ -73,7 +77,7 @@ class Embeddings(Body):
 
 async def embeddings(body: EmbeddingsBody, call: Call) -> Reply:
     """Vectors in the order of the inputs."""
-    texts = as_texts(body.input)
+    texts = call.decoded(as_texts(body.input))
     if not texts:
         raise RequestShapeError("input is empty", param="input", hint="give at least one text")
     output = one_of(
@@ -81,22 +85,26 @@ async def embeddings(body: EmbeddingsBody, call: Call) -> Reply:
         embedding_type=body.embedding_type,
         embedding_types=body.embedding_types[0] if body.embedding_types else None,
     )
-    done = await call.embed(
-        EmbedRequest(
-            texts=texts,
-            model=body.model,
-            role=role_of(one_of(input_type=body.input_type, task=body.task)),
-            prompt=body.prompt,
-            prompt_name=body.prompt_name,
-            instruction=body.instruction,
-            dimensions=one_of(
-                dimensions=body.dimensions, output_dim=body.output_dim, output_dimension=body.output_dimension
-            ),
-            normalize=one_of(normalize=body.normalize, normalized=body.normalized),
-            precision=precision_of(output),
-            truncate=truncate_of(body.truncate, body.truncation_direction),
-        )
+    request = EmbedRequest(
+        texts=texts,
+        model=body.model,
+        role=role_of(one_of(input_type=body.input_type, task=body.task)),
+        prompt=body.prompt,
+        prompt_name=body.prompt_name,
+        instruction=body.instruction,
+        dimensions=one_of(
+            dimensions=body.dimensions, output_dim=body.output_dim, output_dimension=body.output_dimension
+        ),
+        normalize=one_of(normalize=body.normalize, normalized=body.normalized),
+        precision=precision_of(output),
+        truncate=truncate_of(body.truncate, body.truncation_direction),
     )
+    try:
+        done = await call.embed(request)
+    except InvalidTextError as error:
+        if all(isinstance(text, str) for text in texts):
+            raise
+        raise RequestShapeError(error.message, param="input", hint=_OTHER_IDS) from None
     vectors = done.result.vectors
     packed = body.encoding_format == "base64" or output == "base64"
     rows = [as_base64(row) if packed else row for row in vectors]

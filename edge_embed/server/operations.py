@@ -24,6 +24,15 @@ async def metrics(_: None, call: Call) -> Reply:
 ENDPOINTS: Final = (
     Endpoint("GET", "/health", OPENAI, health, "Whether requests are answered.", None, dict[str, str], public=True),
     Endpoint(
-        "GET", "/metrics", OPENAI, metrics, "Counters for Prometheus.", None, str, public=True, media_type="text/plain"
+        "GET",
+        "/metrics",
+        OPENAI,
+        metrics,
+        "Counters for Prometheus. They name the models, so a key is needed where there are keys.",
+        None,
+        str,
+        public=True,
+        keyed=True,
+        media_type="text/plain",
     ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.opening import ModelOpener, ModelOptions
 from edge_embed.server.settings import ServerSettings
+from edge_embed.server.token_ids import read_table
 
 
 def served_models(
@@ -86,7 +88,12 @@ def build(
     memory_limit: int | None = None,
     keep_alive: float = FOREVER,
 ) -> Starlette:
-    """The application that serves these models; the first of each kind is loaded before it takes requests."""
+    """The application that serves these models; the first one is loaded before it takes requests.
+
+    Raises:
+        ServerSettingsError: the table of the token encoding is not here.
+        InvalidOptionError: no model, or two of a name.
+    """
     metrics = Metrics()
     registry = Registry(
         served,
@@ -95,12 +102,14 @@ def build(
         memory_limit=memory_limit,
         keep_alive=keep_alive,
     )
-    first: list[Kind] = []
+    table = None if settings.token_encoding is None else read_table(settings.token_encoding)
+    log = AccessLog(settings.log)
+    return create_app(registry, settings, metrics, log=log, warm_up=_first_kind(served), token_table=table)
+
+
+def _first_kind(served: Sequence[Served]) -> tuple[Kind, ...]:
+    """What the first model is for: it is loaded before requests are taken, the others on first use."""
     for one in served:
-        try:
-            kind = one.kind
-        except EdgeEmbedError:
-            continue
-        if not first:
-            first.append(kind)  # the others on first use
-    return create_app(registry, settings, metrics, log=AccessLog(settings.log), warm_up=first)
+        with contextlib.suppress(EdgeEmbedError):
+            return (one.kind,)
+    return ()
