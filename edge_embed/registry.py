@@ -208,7 +208,11 @@ class Registry:
         if not name:
             found = next((served for served in self.served if _is_of(served, kind)), None)
             if found is None:
-                raise ModelNotFoundError(f"no {kind} model is served", hint=f"start the server with a {kind} model")
+                what = "reranker" if kind == "reranker" else "embedding model"
+                raise ModelNotFoundError(
+                    f"no {what} is served",
+                    hint="name one at the start of the server: `edge-embed serve MODEL...`; `edge-embed list` has names",
+                )
             return found, None
         model, role = self._named(name)
         if model.kind != kind:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from edge_embed.prompts import Role
 from edge_embed.registry import Served
-from edge_embed.tokenizer import Text
-from edge_embed.types import EmbedResult, Encoding, Precision, RerankResult, Truncate
+from edge_embed.reranker import Pair
+from edge_embed.tokenizer import Text, Token
+from edge_embed.tokens import Vocabulary
+from edge_embed.types import EmbedResult, Precision, RerankResult, Truncate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +51,10 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerankRequest:
-    """Scores of documents for a query are asked for.
+    """Scores of pairs are asked for.
 
     Attributes:
-        query: what they are compared with.
-        documents: the texts.
+        pairs: (query, document); many share their query, as a rule.
         model: its name; None for the first reranker.
         instruction: what is looked for, for a model that takes instructions.
         truncate: what happens to a pair above the limit; None for what the server was told.
@@ -61,13 +62,34 @@ class RerankRequest:
         keep_alive: seconds that the model stays in memory afterwards; None leaves that as it is.
     """
 
-    query: str
-    documents: tuple[str, ...]
+    pairs: tuple[Pair, ...]
     model: str | None = None
     instruction: str | None = None
     truncate: Truncate | None = None
     max_document_tokens: int | None = None
     keep_alive: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizeRequest:
+    """The tokens of texts are asked for, all of them.
+
+    Attributes:
+        texts: the texts.
+        model: its name, perhaps with ``:query`` or ``:document`` behind it; None for the first embedding model, or the
+            first reranker where there is none.
+        role: which of the model's prompts is meant, where none of the next two says.
+        prompt: text put before each; nothing is where nothing says so.
+        prompt_name: one of the model's prompts.
+        special: whether the special tokens around a text are among its tokens.
+    """
+
+    texts: tuple[str, ...]
+    model: str | None = None
+    role: Role | None = None
+    prompt: str | None = None
+    prompt_name: str | None = None
+    special: bool = True
 
 
 @dataclass(slots=True)
@@ -104,7 +126,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class Reranked:
-    """Scores in the order of the documents, and what they cost; attributes as those of ``Embedded``."""
+    """Scores in the order of the pairs, and what they cost; attributes as those of ``Embedded``."""
 
     served: Served
     result: RerankResult
@@ -113,8 +135,16 @@ class Reranked:
 
 @dataclass(frozen=True, slots=True)
 class Tokenized:
-    """Texts as the model sees them; attributes as those of ``Embedded``."""
+    """Tokens of texts, and what they cost.
+
+    Attributes:
+        served: the model that answered.
+        tokens: of each text.
+        vocabulary: what their ids stand for.
+        timing: where the time went.
+    """
 
     served: Served
-    encodings: tuple[Encoding, ...]
+    tokens: tuple[tuple[Token, ...], ...]
+    vocabulary: Vocabulary
     timing: Timing
