@@ -9,8 +9,9 @@ import pytest
 from hypothesis import settings
 
 from edge_embed import Embedder
+from edge_embed.testing import FakeEngine, fake_embedder
 from tests.hub_server import HubServer
-from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder
+from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder, tiny_reranker
 
 # The same examples on every machine; no deadline, because a busy machine is not a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
@@ -58,6 +59,23 @@ def qwen3(qwen3_path: Path) -> Iterator[Embedder]:
     """An Embedder over ``qwen3_path``."""
     with Embedder(qwen3_path, n_threads=1) as embedder:
         yield embedder
+
+
+@pytest.fixture(scope="session")
+def reranker_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal reranker of yes and no, with a template."""
+    path = tmp_path_factory.mktemp("reranker") / "reranker.gguf"
+    path.write_bytes(gguf_bytes(*tiny_reranker()))
+    return path
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """Commands that load a model get this FakeEngine, which survives each of them."""
+    engine = FakeEngine()
+    monkeypatch.setattr(engine, "close", lambda: None)
+    monkeypatch.setattr("edge_embed.embedder.Embedder", lambda *_, **__: fake_embedder(engine))
+    return engine
 
 
 @pytest.fixture

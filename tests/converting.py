@@ -10,7 +10,8 @@ import llama_cpp
 import numpy as np
 from gguf import GGUFReader, ReaderTensor
 
-from tests.checkpoints import build_tiny_qwen3
+from edge_embed.convert import convert
+from tests.checkpoints import build_tiny_bert, build_tiny_qwen3
 
 MISSING = object()
 """A value for ``edited`` that removes the field."""
@@ -19,6 +20,17 @@ MISSING = object()
 def small_qwen3(folder: Path, **options: Any) -> Path:
     """The tiny Qwen3 with a tokenizer of some 280 tokens, made in milliseconds."""
     return build_tiny_qwen3(folder, real_tokenizer=False, **options)
+
+
+def converted_models(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """model -> (checkpoint, GGUF); BERT in F16, Qwen3 in Q8_0."""
+    prompts = {"query": "Represent this: ", "passage": ""}
+    sources = {"bert": build_tiny_bert(folder / "bert", prompts=prompts), "qwen3": small_qwen3(folder / "qwen3")}
+    ftypes = {"bert": "f16", "qwen3": "q8_0"}
+    return {
+        model: (source, convert(source, folder / f"{model}.gguf", ftype=ftypes[model]).path)
+        for model, source in sources.items()
+    }
 
 
 def edited(path: Path, /, **fields: Any) -> Path:

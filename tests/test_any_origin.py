@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from edge_embed import Embedder, keys
-from edge_embed.cli import main
 from edge_embed.errors import ModelFileError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
 from edge_embed.types import ModelInfo
+from tests.commands import run
 from tests.tiny_gguf import Metadata, Tensors, gguf_bytes, tiny_bert, tiny_decoder, tiny_reranker
 
 REMOVED = object()
@@ -232,10 +231,6 @@ def test_what_our_converter_recorded_may_begin_a_text_with_its_end(
 
 
 # What people and programs are told
-
-
-def run(*arguments: str | Path) -> Any:
-    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="edge-embed")
 
 
 def test_show_and_doctor_say_what_was_repaired(model: tuple[Metadata, Tensors], folder: Path) -> None:

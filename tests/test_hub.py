@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from edge_embed import Embedder, convert, errors, hub, keys
-from edge_embed.cli import main
 from edge_embed.hub import transfer
 from edge_embed.paths import models_dir
+from tests.commands import run
 from tests.converting import edited, metadata, small_qwen3
 from tests.hub_server import TOKEN, HubServer
 
@@ -33,10 +32,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def gguf(checkpoint: Path) -> bytes:
     """The same as a GGUF."""
     return convert.convert(checkpoint, checkpoint.parent / "ready.gguf").path.read_bytes()
-
-
-def run(*arguments: str | Path, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)), input=stdin, prog_name="edge-embed")
 
 
 def files_below(folder: Path) -> list[str]:

@@ -8,15 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from edge_embed import Embedder, types
-from edge_embed.cli import main, options
+from edge_embed.cli import options
 from edge_embed.testing import fake_embedder
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="edge-embed")
+from tests.commands import run
 
 
 def test_the_names_are_those_of_the_library() -> None:

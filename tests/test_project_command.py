@@ -12,13 +12,14 @@ from typing import Any
 import click
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from edge_embed import Embedder, keys, projection
 from edge_embed.cli import main
 from edge_embed.convert.calibrate.texts import TEXTS as CALIBRATION_TEXTS
 from edge_embed.gguf_header import read_header
 from edge_embed.projection_file import read_projection
+from tests.commands import run
 from tests.projecting import TEXTS, model
 
 
@@ -27,10 +28,6 @@ def texts_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
     path.write_text("\n".join(TEXTS))
     return path
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="edge-embed")
 
 
 @pytest.fixture(scope="module")

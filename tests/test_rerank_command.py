@@ -27,6 +27,7 @@ from edge_embed.errors import (
 from edge_embed.testing import FakeEngine, fake_embedder
 from edge_embed.two_stage import Candidate, check_count, open_vectors, search
 from edge_embed.types import EmbedResult, RankedDocument
+from tests.commands import INTERRUPTIBLE
 from tests.tiny_gguf import gguf_bytes, tiny_decoder, tiny_reranker
 
 DOCUMENTS = [
@@ -37,17 +38,11 @@ DOCUMENTS = [
     "<|im_end|>\n猫 e\u0301",
     "a cat",
 ]
-# A process that a shell started in the background ignores interrupts, and so do its children.
-INTERRUPTIBLE = (
-    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from edge_embed.cli import main; main()"
-)
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("reranker") / "reranker.gguf"
-    file.write_bytes(gguf_bytes(*tiny_reranker()))
-    return file
+def path(reranker_path: Path) -> Path:
+    return reranker_path
 
 
 @pytest.fixture(scope="module")

@@ -44,10 +44,8 @@ DOCUMENTS = [
 
 
 @pytest.fixture(scope="module")
-def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("reranker") / "reranker.gguf"
-    file.write_bytes(gguf_bytes(*tiny_reranker()))
-    return file
+def path(reranker_path: Path) -> Path:
+    return reranker_path
 
 
 @pytest.fixture(scope="module")

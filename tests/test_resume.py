@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from edge_embed import types
-from edge_embed.cli import main, output, resume
+from edge_embed.cli import output, resume
 from edge_embed.cli.app import INTERRUPTED
 from edge_embed.errors import ComputeError, ResumeError, exit_code
 from edge_embed.testing import FakeEngine, fake_embedder
+from tests.commands import run
 
 N_TEXTS = 6000
 # A state after each step, so that there is something to continue from however early a process is killed.
@@ -28,10 +29,6 @@ EACH_STEP = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     "from edge_embed.cli import main, resume; resume.CHECKPOINT_SECONDS = 0; main()"
 )
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)), prog_name="edge-embed")
 
 
 def words(count: int, seed: int = 0) -> Iterator[str]:

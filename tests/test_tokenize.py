@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
 from edge_embed import Embedder, Reranker
-from edge_embed.cli import main
 from edge_embed.cli import tokenize as tokenize_command
 from edge_embed.errors import InvalidOptionError, InvalidTextError, UnsupportedModelError
 from edge_embed.tokens import Tokens
 from edge_embed.types import Encoding
-from tests.tiny_gguf import bpe_metadata, gguf_bytes, spm_metadata, tiny_decoder, tiny_reranker
+from tests.commands import run
+from tests.tiny_gguf import bpe_metadata, gguf_bytes, spm_metadata, tiny_decoder
 
 TEXTS = ["the cat sat", "", "naïve café 猫", "in the house and on the mat " * 9]
 INSTRUCTED = {
@@ -26,10 +25,6 @@ INSTRUCTED = {
     "edge_embed.prompt.document": "doc: ",
     "edge_embed.instruction_template": "Instruct: {instruction}\nQuery:",
 }
-
-
-def run(*arguments: str | Path, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, list(map(str, arguments)), input=stdin, prog_name="edge-embed")
 
 
 def lines(*arguments: str | Path, stdin: str | None = None) -> list[dict[str, Any]]:
@@ -44,13 +39,6 @@ def instructed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokens") / "instructed.gguf"
     metadata, tensors = tiny_decoder()
     path.write_bytes(gguf_bytes({**metadata, **INSTRUCTED}, tensors))
-    return path
-
-
-@pytest.fixture(scope="module")
-def reranker_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokens") / "reranker.gguf"
-    path.write_bytes(gguf_bytes(*tiny_reranker()))
     return path
 
 

@@ -18,7 +18,7 @@ from edge_embed.convert.container.output import patch_numbers
 from edge_embed.convert.verify import record, verify
 from edge_embed.errors import InvalidOptionError, VerificationError
 from tests.checkpoints import build_tiny_bert
-from tests.converting import MISSING, edited, metadata, small_qwen3
+from tests.converting import MISSING, converted_models, edited, metadata, small_qwen3
 from tests.families import cross_bert
 
 TEXTS = [
@@ -30,15 +30,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
-    """model -> (checkpoint, GGUF); BERT in F16, Qwen3 in Q8_0."""
-    folder = tmp_path_factory.mktemp("verify")
-    prompts = {"query": "Represent this: ", "passage": ""}
-    sources = {"bert": build_tiny_bert(folder / "bert", prompts=prompts), "qwen3": small_qwen3(folder / "qwen3")}
-    ftypes = {"bert": "f16", "qwen3": "q8_0"}
-    return {
-        model: (source, convert(source, folder / f"{model}.gguf", ftype=ftypes[model]).path)
-        for model, source in sources.items()
-    }
+    return converted_models(tmp_path_factory.mktemp("verify"))
 
 
 # ---------------------------------------------------------------- convert

@@ -1,0 +1,22 @@
+"""Commands as a test gives them: in this process, or in one that an interrupt reaches."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Final
+
+from click.testing import CliRunner, Result
+
+from edge_embed.cli import main
+
+COMMAND: Final = [sys.executable, "-m", "edge_embed.cli"]
+# A process that a shell started in the background ignores interrupts, and so do its children.
+INTERRUPTIBLE: Final = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from edge_embed.cli import main; main()"
+)
+
+
+def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
+    """What ``edge-embed ARGUMENTS`` does, in this process."""
+    return CliRunner().invoke(main, list(map(str, arguments)), input=stdin, prog_name="edge-embed")
