@@ -1,4 +1,7 @@
-"""The README is executed: its Python blocks and its shell blocks. Indented commands need the hub or much time."""
+"""The README is executed: its Python blocks and its shell blocks. Indented commands need the hub or much time.
+
+Blocks that ask the server's address are given that of a server which the tests start, on another port.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,24 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from edge_embed.server.settings import DEFAULT_PORT
 from tests.checkpoints import build_tiny_bert
+from tests.serving import real_server
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ADDRESS = f"http://127.0.0.1:{DEFAULT_PORT}"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """What ``edge-embed serve`` serves where nothing was pulled: the bundled model."""
+    with real_server() as server:
+        yield server.url
 
 
 def blocks(language: str) -> list[str]:
@@ -23,19 +37,31 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+@pytest.mark.parametrize("block", [block for block in blocks("python") if ADDRESS not in block])
 def test_the_python_example_runs(block: str, tmp_path: Path) -> None:
     done = run([sys.executable, "-c", block], tmp_path)
     assert done.returncode == 0, done.stderr
     assert "[[" in done.stdout
 
 
+@pytest.mark.parametrize("block", [block for block in blocks("python") if ADDRESS in block])
+def test_every_client_of_the_server_runs(block: str, tmp_path: Path, url: str) -> None:
+    """And prints what the comments behind its ``print`` say."""
+    done = run([sys.executable, "-c", block.replace(ADDRESS, url)], tmp_path)
+    assert done.returncode == 0, done.stderr
+    expected = re.findall(r"^print\(.*\)  # (.*)$", block, flags=re.MULTILINE)
+    assert expected
+    assert done.stdout.splitlines() == expected
+
+
 @pytest.mark.parametrize("block", blocks("sh"))
-def test_every_shell_example_runs(block: str, tmp_path: Path) -> None:
+def test_every_shell_example_runs(block: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The commands of a block one after another: later ones read what earlier ones wrote."""
     (tmp_path / "texts.csv").write_text("id,body\n1,some text\n2,another\n")
     build_tiny_bert(tmp_path / "checkpoint")
     bash = shutil.which("bash") or "sh"
+    if ADDRESS in block:
+        block = block.replace(ADDRESS, request.getfixturevalue("url"))
     for line in block.splitlines():
         before = set(tmp_path.iterdir())
         command = line.split("  #")[0].strip()
