@@ -18,7 +18,7 @@ _PARAMETER: Final = re.compile(r"{(\w+)(?::\w+)?}")
 _REF: Final = "#/components/schemas/{model}"
 
 # What may go wrong with a request, by what it is.
-_ANY: Final = (errors.ForeignOriginError, errors.ComputeError)
+_ANY: Final = (errors.ForeignOriginError, errors.ComputeError, errors.UnsupportedModelError)
 _KEYED: Final = (errors.AccessDeniedError,)
 _ADMITTED: Final = (errors.QueueFullError, errors.NotReadyError)
 _BODY: Final = (
@@ -35,7 +35,6 @@ _BODY: Final = (
     errors.ModelNotFoundError,
     errors.ModelMissingError,
     errors.ModelFileError,
-    errors.UnsupportedModelError,
     errors.EngineUnavailableError,
     errors.EngineMemoryError,
     errors.EngineClosedError,
