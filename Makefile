@@ -62,7 +62,9 @@ browser: ## Chromium for the page's test, where it is missing: as root on Debian
 	for name in $(BROWSERS); do if command -v "$$name" >/dev/null; then exit 0; fi; done; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "Installing Debian's chromium, and Inter for its pictures, for the page's test"; \
-	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium fonts-inter; \
+	    { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -q -y --no-install-recommends chromium fonts-inter; } \
+	        || echo "apt could not: see above; the page's test will fail" >&2; \
 	else \
 	    echo "No Chromium here: install one (apt install chromium), or set EDGE_EMBED_BROWSER; the page's test needs it" >&2; \
 	fi

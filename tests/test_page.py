@@ -13,8 +13,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -24,19 +22,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
 
 from edge_embed import Embedder, Reranker
-from edge_embed.server.opening import ModelOptions
-from edge_embed.server.running import listen
+from edge_embed.catalogue import DEFAULT_MODEL
 from edge_embed.server.settings import ServerSettings
-from edge_embed.server.start import build, served_models
+from tests.serving import real_server
 from tests.tiny_gguf import gguf_bytes, tiny_decoder, tiny_reranker
 
-DEFAULT = "all-minilm-l6-v2"
 KEY = "a key for the page"
 BROWSERS = (
     "chromium",
@@ -46,25 +41,6 @@ BROWSERS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )
 MOST_PICTURE_BYTES = 150_000
-
-
-@contextmanager
-def serving(models: Sequence[str], settings: ServerSettings) -> Iterator[str]:
-    """A server on a port of its own; its address, once it takes requests."""
-    app = build(served_models(models), settings, ModelOptions(n_threads=1))
-    listening = listen(settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, ws="none", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    try:
-        while not (server.started and app.state.gate.ready):
-            assert thread.is_alive(), "the server ended while it started"
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listening.close()
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +59,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def address(models: dict[str, Path]) -> Iterator[str]:
     """The bundled model and those two; five texts a request."""
     settings = ServerSettings(port=0, log="off", max_texts=5)
-    with serving([DEFAULT, *(f"{name}={path}" for name, path in models.items())], settings) as found:
-        yield found
+    with real_server(DEFAULT_MODEL, *(f"{name}={path}" for name, path in models.items()), settings=settings) as found:
+        yield found.url
 
 
 @pytest.fixture(scope="module")
 def locked(models: dict[str, Path]) -> Iterator[str]:
     """A server that asks for a key."""
-    with serving([f"trained={models['trained']}"], ServerSettings(port=0, log="off", api_keys=(KEY,))) as found:
-        yield found
+    settings = ServerSettings(port=0, log="off", api_keys=(KEY,))
+    with real_server(f"trained={models['trained']}", settings=settings) as found:
+        yield found.url
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +151,7 @@ def nearest(cosines: np.ndarray) -> np.ndarray:
 def test_the_first_view_is_the_heat_map_of_the_librarys_cosines(page: Page) -> None:
     texts = texts_of(page)
     assert len(texts) == 5
-    vectors = library_vectors(DEFAULT, texts)
+    vectors = library_vectors(DEFAULT_MODEL, texts)
     np.testing.assert_allclose(table_of(page), vectors @ vectors.T, atol=1e-5)
     expect(page.locator("#state")).to_have_text("Ready")
     expect(page.locator("#embed-note")).to_contain_text("5 texts, ")
@@ -204,7 +181,7 @@ def test_texts_are_added_and_removed(page: Page) -> None:
     expect(page.locator("#heatmap tbody tr")).to_have_count(4)
     texts = texts_of(page)
     assert texts[-1] == "Interest rates rose."
-    vectors = library_vectors(DEFAULT, texts)
+    vectors = library_vectors(DEFAULT_MODEL, texts)
     np.testing.assert_allclose(table_of(page), vectors @ vectors.T, atol=1e-5)
 
 
@@ -222,7 +199,7 @@ def check_cut(page: Page, vectors: np.ndarray, size: int) -> None:
 
 
 def test_the_slider_shows_what_a_cut_costs(page: Page) -> None:
-    vectors = library_vectors(DEFAULT, texts_of(page))
+    vectors = library_vectors(DEFAULT_MODEL, texts_of(page))
     slider = page.get_by_role("slider", name="What if vectors were shorter?")
     slider.press("Home")
     check_cut(page, vectors, 8)
@@ -241,7 +218,7 @@ def test_the_slider_shows_what_a_cut_costs(page: Page) -> None:
 
 
 def test_a_change_of_nearest_neighbours_is_said(page: Page) -> None:
-    vectors = library_vectors(DEFAULT, texts_of(page))
+    vectors = library_vectors(DEFAULT_MODEL, texts_of(page))
     before = nearest(vectors @ vectors.T)
     for size in range(1, 9):
         kept = cut(vectors, size)
@@ -358,7 +335,7 @@ def test_the_curl_snippet_works_as_it_is(page: Page) -> None:
     page.get_by_label("Values kept").press("Enter")
     answer = answer_of(page.locator("#code").inner_text())
     assert [len(row["embedding"]) for row in answer["data"]] == [96, 96]
-    assert answer["model"] == DEFAULT
+    assert answer["model"] == DEFAULT_MODEL
 
 
 @pytest.mark.parametrize(("tab", "printed"), [("Python", "2 384"), ("LangChain", "384")])
@@ -483,7 +460,7 @@ def test_it_asks_every_two_seconds_and_not_while_nobody_looks(browser: Browser, 
 
 def test_what_the_server_does_is_shown(page: Page, address: str) -> None:
     expect(page.locator("#live-models tr")).to_have_count(3)
-    row = page.locator("#live-models tr").filter(has_text=DEFAULT)
+    row = page.locator("#live-models tr").filter(has_text=DEFAULT_MODEL)
     expect(row).to_contain_text("in memory")
     expect(row).to_contain_text("384")
     expect(page.locator("#live-memory")).to_have_text(re.compile(r"^\d[\d.]* MB$"))
