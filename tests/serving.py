@@ -54,6 +54,7 @@ def running(app: Starlette, settings: ServerSettings = QUIET) -> Iterator[str]:
     """An application on a port, in a thread, until the block ends; its address."""
     listening = listen(settings)
     server = server_of(app, settings)
+    server.farewell = 0.0
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="test-server")
     thread.start()
     try:

@@ -24,7 +24,6 @@ from edge_embed.server.endpoint import Gate
 from edge_embed.server.log import AccessLog
 from edge_embed.server.settings import ServerSettings
 
-_FAREWELL: Final = 0.5  # seconds in which requests on open connections are still answered, with 503
 _LAST_BYTES: Final = 5.0  # seconds for clients to read answers, after the last one was written
 _STUCK: Final = 20.0  # seconds beyond the limit of draining after which the process ends, whatever still runs
 _BACKLOG: Final = 1024
@@ -72,7 +71,14 @@ def server_of(app: Starlette, settings: ServerSettings) -> Server:
 
 
 class Server(uvicorn.Server):
-    """Ends in three steps: 503 to new requests, answers to accepted ones, then models and connections are closed."""
+    """Ends in three steps: 503 to new requests, answers to accepted ones, then models and connections are closed.
+
+    Attributes:
+        farewell: seconds in which connections are still taken and told 503. Clients that connect or send at the moment
+            of the signal would otherwise find their connection reset.
+    """
+
+    farewell = 0.5
 
     def __init__(self, config: uvicorn.Config, gate: Gate) -> None:
         super().__init__(config)
@@ -100,7 +106,7 @@ class Server(uvicorn.Server):
         gate.log.event("ending", requests=gate.under_way)
         notify_systemd("STOPPING=1")
         deadline = time.monotonic() + gate.settings.drain_seconds
-        await asyncio.sleep(min(_FAREWELL, gate.settings.drain_seconds))
+        await asyncio.sleep(min(self.farewell, gate.settings.drain_seconds))
         for server in self.servers:
             server.close()
         while gate.under_way and time.monotonic() < deadline:
