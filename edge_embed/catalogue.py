@@ -83,6 +83,8 @@ class CatalogueEntry:
         path: the GGUF where it ships with edge-embed, else None.
         ftype: the type of that GGUF, or an empty string.
         size_bytes: size of that GGUF.
+        sha256: its digest, or an empty string.
+        ollama: what it is called in Ollama's library; a name without a tag means the tag ``latest`` there.
         published: what its memory is computed from before it is here, or None where that was not written down.
     """
 
@@ -105,6 +107,8 @@ class CatalogueEntry:
     path: Path | None
     ftype: str
     size_bytes: int
+    sha256: str
+    ollama: tuple[str, ...]
     published: Published | None
 
     def size(self, ftype: str) -> int:
@@ -295,5 +299,7 @@ def _entry(name: str, table: dict[str, Any]) -> CatalogueEntry:
         path=path if shipped else None,
         ftype=table.get("ftype", ""),
         size_bytes=path.stat().st_size if shipped else 0,
+        sha256=table.get("sha256", "") if shipped else "",
+        ollama=tuple(table.get("ollama", ())),
         published=Published(**table["shape"]) if "shape" in table else None,
     )

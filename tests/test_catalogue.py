@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -40,6 +41,7 @@ SCHEMA: dict[str, tuple[type, bool]] = {
     "dimensions": (int, True),
     "max_tokens": (int, True),
     "parameters": (int, True),
+    "ollama": (list, False),
     "mrl_dimensions": (list, False),
     "prompts": (dict, False),
     "instruction_template": (str, False),
@@ -99,6 +101,14 @@ def test_the_file_is_called_as_its_repository(name: str) -> None:
         assert set(ready["types"]) <= catalogue.BITS.keys()
         same_owner = ready["repository"].partition("/")[0] == table["repository"].partition("/")[0]
         assert ready["official"] == same_owner
+
+
+def test_names_in_ollamas_library_are_as_its_clients_write_them_and_of_one_model_each() -> None:
+    """Such a name asks for this model and no other, so none may be another model's own."""
+    names = [name for table in TABLES.values() for name in table.get("ollama", [])]
+    assert len(names) == len(set(names))
+    assert set() == set(names) & TABLES.keys()
+    assert all(re.fullmatch(r"[a-z0-9-]+(:[a-z0-9.-]+)?", name) for name in names)
 
 
 def test_the_models_that_people_ask_for_are_known() -> None:

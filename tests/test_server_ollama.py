@@ -22,6 +22,7 @@ from edge_embed.catalogue import DEFAULT_MODEL
 from edge_embed.gguf_header import read_header
 from edge_embed.registry import Registry, Served
 from edge_embed.server.facts import FILE_TYPES, all_listed, facts_of
+from edge_embed.server.start import served_models
 from edge_embed.testing import fake_embedder
 from tests.serving import FAKES, QUIET, Running, fake_server, real_server
 
@@ -160,6 +161,31 @@ def test_ollama_lists_and_shows_models(client: ollama.Client) -> None:
     assert shown.modelinfo["tokenizer.ggml.tokens"] is None
 
 
+@pytest.mark.parametrize("name", ["all-minilm", "all-minilm:latest", "all-minilm:22m", "ALL-MINILM:l6-v2"])
+def test_a_known_model_answers_to_the_name_that_ollamas_library_gives_it(client: ollama.Client, name: str) -> None:
+    """People change an address, not their program."""
+    assert len(client.embed(name, "a").embeddings[0]) == 384
+    assert client.pull(name).status == "success"
+
+
+def test_of_two_models_with_a_name_the_one_that_was_given_it_has_it_and_else_the_first() -> None:
+    path = Served("m", DEFAULT_MODEL).path
+    registry = Registry(
+        served_models([f"a={path}", f"b={path}"], aliases=["all-minilm=b"]),
+        lambda _: pytest.fail("nothing is loaded"),
+        memory_of=lambda _: 1,
+    )
+    for asked, name in (("all-minilm", "b"), ("all-minilm:22m", "a"), (DEFAULT_MODEL, "a"), ("b:latest", "b")):
+        assert registry.lookup(asked).name == name
+    known = served_models(["qwen3-embedding-8b", "qwen3-embedding-0.6b:q8_0"])
+    registry = Registry(known, lambda _: pytest.fail("nothing is loaded"), memory_of=lambda _: 1)
+    for asked, served in (
+        ("qwen3-embedding:latest", known[0]), ("qwen3-embedding:0.6b", known[1]),
+        ("Qwen/Qwen3-Embedding-0.6B", known[1]), ("qwen3-embedding-0.6b", known[1]),
+    ):  # fmt: skip
+        assert registry.lookup(asked) is served
+
+
 def test_show_takes_the_old_field_and_gives_everything_when_asked(real: Running) -> None:
     assert post(real, "/api/show", {"name": DEFAULT_MODEL}) == post(real, "/api/show", {"model": DEFAULT_MODEL})
     whole = post(real, "/api/show", {"model": DEFAULT_MODEL, "verbose": True})
@@ -168,6 +194,8 @@ def test_show_takes_the_old_field_and_gives_everything_when_asked(real: Running)
 
 def test_a_digest_is_the_recorded_one_or_stands_for_the_file(tmp_path: Any) -> None:
     """No list reads gigabytes: where no digest is recorded, one changes with name, size and time."""
+    shipped = Served("m", DEFAULT_MODEL)
+    assert facts_of(shipped).digest == store.sha256(shipped.path)
     content = Served("m", DEFAULT_MODEL).path.read_bytes()
     path = tmp_path / "model.gguf"
     path.write_bytes(content)

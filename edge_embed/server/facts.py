@@ -35,8 +35,8 @@ class Facts:
     """What lists show of a model.
 
     Attributes:
-        digest: 64 hexadecimal digits. The file's sha256 where the models folder recorded it; else one of its name, size
-            and time: reading gigabytes to answer a list would take longer than its reader waits.
+        digest: 64 hexadecimal digits. The file's sha256 where it is recorded; else one of its name, size and time:
+            reading gigabytes to answer a list would take longer than its reader waits.
         modified_at: when the file was written.
         parameters: weights in the file.
         quantization: the type of most of them, as llama.cpp calls it: ``Q8_0``, ``Q4_K_M``.
@@ -110,22 +110,22 @@ def all_listed(registry: Registry) -> list[Listed]:
 def _facts(path: Path, size: int, mtime_ns: int) -> Facts:
     header = read_header(path)
     record = store.record_of(path)
-    whole = record is not None and record.size_bytes == size
+    known = catalogue.identify(path, header.metadata)
+    if record is not None and record.size_bytes == size:
+        digest = record.sha256
+    else:
+        digest = known.sha256 if known is not None and known.path == path else ""
     return Facts(
-        digest=record.sha256 if record is not None and whole else _stand_in(path.name, size, mtime_ns),
+        digest=digest or hashlib.sha256(f"{path.name}\0{size}\0{mtime_ns}".encode()).hexdigest(),
         modified_at=datetime.fromtimestamp(mtime_ns // 10**9, timezone.utc),
         parameters=sum(math.prod(tensor.shape) for tensor in header.tensors.values()),
         quantization=_quantization(header),
-        publisher=_publisher(header, record.repository if record is not None else ""),
+        publisher=_publisher(header, known.repository if known else record.repository if record else ""),
         metadata={
             key: None if isinstance(value, list) and len(value) > _LONG else value
             for key, value in header.metadata.items()
         },
     )
-
-
-def _stand_in(name: str, size: int, mtime_ns: int) -> str:
-    return hashlib.sha256(f"{name}\0{size}\0{mtime_ns}".encode()).hexdigest()
 
 
 def _quantization(header: GgufHeader) -> str:
@@ -139,10 +139,9 @@ def _quantization(header: GgufHeader) -> str:
     return n_bytes.most_common(1)[0][0] if n_bytes else "unknown"
 
 
-def _publisher(header: GgufHeader, recorded: str) -> str:
+def _publisher(header: GgufHeader, repository: Any) -> str:
     """The owner of the repository that the weights are from, or the organization that the file names."""
-    known = catalogue.identify(header.path, header.metadata)
-    repository = known.repository if known is not None else header.metadata.get(keys.SOURCE_REPOSITORY) or recorded
+    repository = repository or header.metadata.get(keys.SOURCE_REPOSITORY)
     owner = repository.partition("/")[0] if isinstance(repository, str) and "/" in repository else ""
     return owner or next(
         (

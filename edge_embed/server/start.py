@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
@@ -30,6 +31,9 @@ def served_models(
 ) -> list[Served]:
     """The models that are served, in the order in which they answer requests that name none.
 
+    A known model also answers to the names that clients of other programs send: those of its repositories, and that of
+    Ollama's library. Where two of them could have such a name, the first one has it.
+
     Args:
         models: files or names of ``edge-embed list``, each perhaps as ``NAME=MODEL``. Where there are none and no
             folder, every model that is on this machine, the bundled one first.
@@ -51,6 +55,7 @@ def served_models(
     named: dict[str, Served] = {}
     for one in found:
         named.setdefault(one.name.lower(), one)
+    own: dict[str, list[str]] = {name: [] for name in named}
     for alias in aliases:
         other, equals, name = alias.partition("=")
         target = named.get(name.lower())
@@ -58,26 +63,45 @@ def served_models(
             raise ServerSettingsError(
                 f"the alias {alias!r} is not ALIAS=NAME of a served model", hint=f"served: {', '.join(named)}"
             )
-        named[name.lower()] = Served(target.name, target.target, (*target.aliases, other), target.download)
-    return list(named.values())
+        own[name.lower()].append(other)
+    taken = {*named, *(other.lower() for others in own.values() for other in others)}
+    return [replace(one, aliases=(*own[name], *_free(one.aliases, taken))) for name, one in named.items()]
+
+
+def _free(names: Sequence[str], taken: set[str]) -> list[str]:
+    """The names that no other model has; from now on they are taken."""
+    found = []
+    for name in names:
+        if name.lower() not in taken:
+            taken.add(name.lower())
+            found.append(name)
+    return found
 
 
 def _served(model: str, *, download: bool = False) -> Served:
     own, equals, target = model.partition("=")
     if not equals or Path(model).is_file():
         own, target = "", model
-    if not Path(target).is_file() and catalogue.find(target.partition(":")[0]) is None:
-        catalogue.resolve(target)  # says what is wrong, before anything is started
-    if not Path(target).is_file():
-        return Served(own or target, target, (), download)
     path = Path(target)
+    if not path.is_file():
+        entry = catalogue.find(target.partition(":")[0])
+        if entry is None:
+            catalogue.resolve(target)  # says what is wrong, before anything is started
+        return Served(own or target, target, _known_names(entry), download)
     try:
         entry = catalogue.identify(path, read_header(path).metadata)
     except EdgeEmbedError:
         entry = None  # its own requests are told what is wrong with it
-    names = [own, entry.name if entry else "", path.stem, path.name, entry.repository if entry else ""]
-    names = list(dict.fromkeys(name for name in names if name))
-    return Served(names[0], target, tuple(name for name in names[1:] if name.lower() != names[0].lower()))
+    name = own or (entry.name if entry else path.stem)
+    return Served(name, target, (path.stem, path.name, *_known_names(entry)))
+
+
+def _known_names(entry: catalogue.CatalogueEntry | None) -> tuple[str, ...]:
+    """What clients may call a known model."""
+    if entry is None:
+        return ()
+    ready = () if entry.ready is None else (entry.ready.repository,)
+    return (entry.name, entry.repository, *ready, *entry.ollama)
 
 
 def build(
