@@ -126,6 +126,12 @@ def test_langchain_embeds(real: Running, library: Embedder) -> None:
     model._client.close()
 
 
+def test_langchain_finds_a_model_by_ollamas_name_for_it(real: Running, library: Embedder) -> None:
+    model = OllamaEmbeddings(model="all-minilm", base_url=real.url, validate_model_on_init=True)
+    same(model.embed_query(TEXTS[0]), library.encode(TEXTS[:1])[0])
+    model._client.close()
+
+
 def test_llama_index_embeds(real: Running, library: Embedder) -> None:
     model = OllamaEmbedding(DEFAULT_MODEL, base_url=real.url, ollama_additional_kwargs={"mirostat": 0})
     same(model.get_text_embedding_batch(TEXTS[:1] * 3), library.encode(TEXTS[:1] * 3))
@@ -139,8 +145,9 @@ def test_llama_index_embeds(real: Running, library: Embedder) -> None:
 def test_ollama_lists_and_shows_models(client: ollama.Client) -> None:
     """Types as its client checks them; the sizes are what this server takes and gives."""
     path = Served("m", DEFAULT_MODEL).path
-    (model,) = client.list().models
-    assert model.model == f"{DEFAULT_MODEL}:latest"
+    model, other = client.list().models
+    assert (model.model, other.model) == (f"{DEFAULT_MODEL}:latest", "all-minilm:latest")
+    assert other.digest == model.digest
     assert model.size == path.stat().st_size
     assert model.digest is not None
     assert len(bytes.fromhex(model.digest)) == 32

@@ -40,6 +40,7 @@ class Facts:
         modified_at: when the file was written.
         parameters: weights in the file.
         quantization: the type of most of them, as llama.cpp calls it: ``Q8_0``, ``Q4_K_M``.
+        ollama: its name in Ollama's library, or an empty string.
         publisher: who publishes the original, ``Qwen``; ``local`` where nobody is named.
         metadata: of the file; a list of more than a few values is None.
     """
@@ -48,6 +49,7 @@ class Facts:
     modified_at: datetime
     parameters: int
     quantization: str
+    ollama: str
     publisher: str
     metadata: Mapping[str, Any]
 
@@ -120,6 +122,7 @@ def _facts(path: Path, size: int, mtime_ns: int) -> Facts:
         modified_at=datetime.fromtimestamp(mtime_ns // 10**9, timezone.utc),
         parameters=sum(math.prod(tensor.shape) for tensor in header.tensors.values()),
         quantization=_quantization(header),
+        ollama=known.ollama[0] if known is not None and known.ollama else "",
         publisher=_publisher(header, known.repository if known else record.repository if record else ""),
         metadata={
             key: None if isinstance(value, list) and len(value) > _LONG else value

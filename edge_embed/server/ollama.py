@@ -205,16 +205,17 @@ async def version(_: None, __: Call) -> Reply:
 
 
 async def tags(_: None, call: Call) -> Reply:
-    """The models that are here."""
+    """The models that are here; a known one also under its name in Ollama's library, which clients look for."""
     found = await asyncio.to_thread(all_listed, call.service.registry)
-    return Reply({"models": [_listed(one) for one in found]})
+    return Reply({"models": [_listed(one, name) for one in found for name in _names(one)]})
 
 
 async def ps(_: None, call: Call) -> Reply:
     """The models in memory, the last used one first."""
-    found = [one for one in await asyncio.to_thread(all_listed, call.service.registry) if one.loaded is not None]
-    found.sort(key=lambda one: one.loaded.last_used if one.loaded is not None else 0.0, reverse=True)
-    return Reply({"models": [{**_listed(one), **_in_memory(one.loaded, one)} for one in found if one.loaded]})
+    known = await asyncio.to_thread(all_listed, call.service.registry)
+    found = [(one, one.loaded) for one in known if one.loaded is not None]
+    found.sort(key=lambda pair: pair[1].last_used, reverse=True)
+    return Reply({"models": [{**_listed(one, one.served.name), **_in_memory(loaded, one)} for one, loaded in found]})
 
 
 async def show(body: ShowBody, call: Call) -> Reply:
@@ -264,8 +265,13 @@ def _refused(what: str, instead: str) -> Handler:
     return refuse
 
 
-def _listed(one: Listed) -> dict[str, Any]:
-    name = _tagged(one.served.name)
+def _names(one: Listed) -> tuple[str, ...]:
+    own, other = one.served.name, one.facts.ollama
+    return (own, other) if other in one.served.aliases else (own,)
+
+
+def _listed(one: Listed, name: str) -> dict[str, Any]:
+    name = _tagged(name)
     return {
         "name": name,
         "model": name,
