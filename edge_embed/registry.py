@@ -211,7 +211,7 @@ class Registry:
                 what = "reranker" if kind == "reranker" else "embedding model"
                 raise ModelNotFoundError(
                     f"no {what} is served",
-                    hint="name one at the start of the server: `edge-embed serve MODEL...`; `edge-embed list` has names",
+                    hint="start the server with one: `edge-embed serve MODEL...`; `edge-embed list` has names",
                 )
             return found, None
         model, role = self._named(name)
