@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from edge_embed import Embedder
 from edge_embed.testing import FakeEngine, fake_embedder
 from tests.hub_server import HubServer
 from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder, tiny_reranker
+
+# Threads that wait for each other sleep: where other programs are busy, too, those that spin keep everybody waiting.
+# Read by the OpenMP library when a model is first loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # The same examples on every machine; no deadline, because a busy machine is not a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

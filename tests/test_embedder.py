@@ -14,7 +14,13 @@ import pytest
 
 from edge_embed import Embedder
 from edge_embed.engine.probe import run_child
-from edge_embed.errors import EdgeEmbedError, EngineClosedError, EngineUnavailableError, InvalidOptionError
+from edge_embed.errors import (
+    EdgeEmbedError,
+    EngineClosedError,
+    EngineUnavailableError,
+    InvalidOptionError,
+    InvalidTextError,
+)
 from edge_embed.rebuild import _SLICE
 from edge_embed.types import ModelInfo
 from tests.scripts import run_script
@@ -36,6 +42,23 @@ def test_vectors_have_unit_length_at_every_size(embedder: Embedder) -> None:
     for dim in (1, 32, 383, 384):
         norms = np.linalg.norm(embedder.encode(["some text", "another"], truncate_dim=dim), axis=1)
         assert np.abs(norms - 1).max() < 1e-4
+
+
+@pytest.mark.parametrize("prompt", ["", "query: "])
+@pytest.mark.parametrize("special", [True, False])
+def test_the_ids_of_a_text_stand_for_it(prompt: str, special: bool, embedder: Embedder) -> None:
+    text = "The central bank raised interest rates."
+    ids = embedder.tokenize(text).token_ids.tolist()
+    given = ids if special else ids[1:-1]
+    found = embedder.embed([given, text], prompt=prompt)
+    assert found.n_tokens[0] == found.n_tokens[1]
+    np.testing.assert_array_equal(found.vectors[0], found.vectors[1])
+
+
+@pytest.mark.parametrize("wrong", [[30522], [-1], [1, 2**40], [True], [1.5], ["a"], [None]])
+def test_ids_that_the_model_does_not_have_are_refused(wrong: Any, embedder: Embedder) -> None:
+    with pytest.raises(InvalidTextError, match="text 1"):
+        embedder.encode(["fine", wrong])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
