@@ -73,6 +73,8 @@ def read_table(encoding: str) -> TokenTable:
         raise ServerSettingsError(
             f"{path} is not a table of tokens: {error}", hint=f"known encodings: {', '.join(ENCODINGS)}"
         ) from None
+    if not table or min(table) < 0:
+        raise ServerSettingsError(f"{path} is not a table of tokens: it has none", hint="give a .tiktoken file")
     return TokenTable(path.stem if path == Path(encoding) else encoding, table)
 
 
