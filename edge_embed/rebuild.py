@@ -59,19 +59,18 @@ class Content:
         )
         return [len(encoding) for encoding in found]
 
-    def spans(self, text: str) -> list[Span]:
-        """The ids again, and for each the first of the text's characters that it stands for and one behind the last.
+    def spans(self, text: str) -> Iterator[Span]:
+        """The ids again, one after another, each with the first of the characters that it stands for and one behind
+        the last.
 
         Several tokens may stand for one character, and a character that normalization drops is nobody's.
         """
-        found: list[Span] = []
         parts = [text] if len(text) <= _SLICE or self._cut is None else _slices(text, self._cut, self._skipped)
         start = 0
         for part in parts:
             encoded = _encoded(self._path, self._backend, part)
-            found += [(i, start + a, start + b) for i, (a, b) in zip(encoded.ids, encoded.offsets, strict=True)]
+            yield from ((i, start + a, start + b) for i, (a, b) in zip(encoded.ids, encoded.offsets, strict=True))
             start += len(part) + self._skipped
-        return found
 
     def _encode(self, text: str) -> Sequence[int]:
         ids: list[int] = _encoded(self._path, self._backend, text).ids

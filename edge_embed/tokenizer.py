@@ -10,7 +10,7 @@ The text between the special tokens is tokenized by the original tokenizer, rebu
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, cast
 
@@ -74,7 +74,7 @@ class Tokenizer:
     normalization: str = "none"
     separator: tuple[int, ...] | None = None
     counts: Callable[[Sequence[str]], list[int]] | None = None
-    spans: Callable[[str], list[rebuild.Span]] | None = None
+    spans: Callable[[str], Iterator[rebuild.Span]] | None = None
 
     def ids(self, text: str) -> Sequence[int]:
         """The ids of the text alone: normalized, nothing added, nothing cut."""
@@ -97,8 +97,8 @@ class Tokenizer:
             return [len(self.ids(text)) + n_special for text in framed]
         return [n + n_special for n in self.counts([self._normalized(text) for text in framed])]
 
-    def located(self, text: str, *, prompt: str = "", special: bool = True, index: int = 0) -> list[Token]:
-        """The tokens of one text, nothing cut, and what of it each stands for.
+    def located(self, text: str, *, prompt: str = "", special: bool = True, index: int = 0) -> Iterator[Token]:
+        """The tokens of one text, nothing cut, and what of it each stands for. A long text is read as they are taken.
 
         Args:
             text: any string.
@@ -110,12 +110,15 @@ class Tokenizer:
             InvalidTextError: not a string, or not encodable as UTF-8.
         """
         whole = prompt + check_text(text, index)
-        before, after = ([Token(i, None, None) for i in ids] if special else [] for ids in (self.prefix, self.suffix))
+        if special:
+            yield from (Token(i, None, None) for i in self.prefix)
         if self.spans is None or self._normalized(whole) != whole:
-            return [*before, *(Token(int(i), None, None) for i in self.ids(whole)), *after]
-        place = _bytes_before(whole)
-        own = [Token(i, whole[a:b], int(place[a])) for i, a, b in self.spans(whole)]
-        return [*before, *own, *after]
+            yield from (Token(int(i), None, None) for i in self.ids(whole))
+        else:
+            place = _bytes_before(whole)
+            yield from (Token(i, whole[a:b], int(place[a])) for i, a, b in self.spans(whole))
+        if special:
+            yield from (Token(i, None, None) for i in self.suffix)
 
     def encode(
         self,

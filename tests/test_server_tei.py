@@ -393,6 +393,19 @@ def test_more_texts_than_the_server_takes_are_413() -> None:
             assert "the limit is 2" in refused(server, path, body, 413)
 
 
+def test_answers_that_would_fill_the_memory_are_413(fake: Running) -> None:
+    for path, body in (
+        ("/tokenize", {"inputs": ["a" * 300_000] * 2}),
+        ("/tokenize", {"inputs": "a" * 4_000_001}),
+        ("/decode", {"ids": [[1] * 300_000] * 2}),
+    ):
+        assert "the limit is" in refused(fake, path, body, 413)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_embed.server.service._MOST_VALUES", 16 * 10)
+        assert "has 208 values" in refused(fake, "/embed_all", {"inputs": ["a", "bb", "a", "c"]}, 413)
+        assert len(post(fake, "/embed_all", inputs=["a", "bb"])) == 2
+
+
 def test_values_that_are_none_are_an_error_and_not_an_answer() -> None:
     with fake_server([EMBED], engine=FakeEngine(poison=3 + ord("x"))) as server:
         assert "non-finite" in refused(server, "/embed", {"inputs": ["a", "x"]}, 424)

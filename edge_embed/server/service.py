@@ -11,6 +11,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Final, TypeVar, cast
 
 from edge_embed import prompts
@@ -41,6 +42,9 @@ T = TypeVar("T")
 
 _SHORT: Final = 8192  # characters or ids that are tokenized in about a millisecond
 _MOST_LOADING: Final = 16  # models that are loaded or freed at the same time; a thread each
+_MOST_LISTED: Final = 500_000  # tokens of an answer that lists them, some 500 bytes each while it is made
+_MOST_CHARACTERS: Final = 8 * _MOST_LISTED
+_MOST_VALUES: Final = 1 << 25  # of an answer with the vectors of tokens, some 16 bytes each
 _FEW: Final = 64  # vectors that are finished in about a millisecond
 
 
@@ -95,6 +99,9 @@ class Service:
                 ),
             )
             timing.tokenization = time.perf_counter() - started
+            if job.tokens:
+                n_values = embedder.info.n_hidden * sum(job.encodings[i].n_tokens for i in job.positions)
+                _check_most(n_values, _MOST_VALUES, "values of tokens' vectors in the answer")
             computed = await self._computed(loaded, job.encodings, timing, tokens=job.tokens)
             result = await self._done(
                 len(job.positions) <= _FEW, lambda: embedder.finish(job, computed.found, computed.tokens)
@@ -129,6 +136,7 @@ class Service:
     async def tokenize(self, request: TokenizeRequest) -> Tokenized:
         """The tokens of texts, with the prompt that the request names and no other. Raises as ``embed``."""
         self._check_count(len(request.texts), "texts")
+        _check_most(_length(request.texts), _MOST_CHARACTERS, "characters")
         async with self._held(request.model, self._kind(request.model), None) as (loaded, role, timing):
             model = loaded.model
             prompt = prompts.resolve(
@@ -140,10 +148,14 @@ class Service:
             stop = Cancellation()
 
             def located() -> tuple[tuple[Token, ...], ...]:
-                return tuple(
-                    tuple(model.tokenizer.located(text, prompt=prompt, special=request.special, index=index))
-                    for index, text in enumerate(watched(request.texts, stop))
-                )
+                found: list[tuple[Token, ...]] = []
+                n = 0
+                for index, text in enumerate(watched(request.texts, stop)):
+                    tokens = model.tokenizer.located(text, prompt=prompt, special=request.special, index=index)
+                    found.append(tuple(islice(tokens, _MOST_LISTED - n + 1)))
+                    n += len(found[-1])
+                    _check_most(n, _MOST_LISTED, "tokens or more")
+                return tuple(found)
 
             started = time.perf_counter()
             tokens = await self._stoppable(stop, _length(request.texts) <= _SHORT, located)
@@ -158,6 +170,7 @@ class Service:
             ModelError leaves: the model.
         """
         self._check_count(len(lists), "lists")
+        _check_most(sum(map(len, lists)), _MOST_LISTED, "tokens")
         served, _ = self.registry.find(model, self._kind(model))
         vocabulary = await self._vocabulary(served)
 
@@ -296,6 +309,12 @@ class Service:
 def _lower(asked: int | None, limit: int) -> int | None:
     """A limit that was asked for, if it is one: a text is never longer than the model's."""
     return None if asked is None or asked >= limit else asked
+
+
+def _check_most(n: int, most: int, what: str) -> None:
+    """Raises PayloadTooLargeError where an answer would take more memory than a request may."""
+    if n > most:
+        raise PayloadTooLargeError(f"the request has {n} {what}, and the limit is {most}", hint="send it in parts")
 
 
 def _length(texts: Sequence[Text]) -> int:
