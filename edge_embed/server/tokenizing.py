@@ -6,7 +6,8 @@ text-embeddings-inference's ``/tokenize`` and ``/decode``, and the shapes that l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from pydantic import Field
@@ -19,6 +20,8 @@ from edge_embed.server.requests import Tokenized, TokenizeRequest
 from edge_embed.server.vocabulary import one_of, role_of
 from edge_embed.tokenizer import Token
 from edge_embed.tokens import Vocabulary
+
+_FEW: Final = 2048  # tokens that are described in about a millisecond
 
 
 class TokenizeBody(Body):
@@ -89,14 +92,20 @@ async def tokenize(body: TokenizeBody, call: Call) -> Reply:
         if not texts:
             raise RequestShapeError("inputs is empty", param="inputs", hint="give at least one text")
         done = await _tokens(body, call, texts, special=special is not False, prompt=body.prompt)
-        return Reply([[_simple(token, done.vocabulary) for token in tokens] for tokens in done.tokens])
+        return await _made(done, lambda: [[_simple(token, done.vocabulary) for token in own] for own in done.tokens])
     if body.content is not None:
         done = await _tokens(body, call, [body.content], special=special is True)
-        return Reply({"tokens": _plain(done, with_pieces=body.with_pieces is True)})
+        return await _made(done, lambda: {"tokens": _plain(done, with_pieces=body.with_pieces is True)})
     if body.prompt is not None:
         done = await _tokens(body, call, [body.prompt], special=special is not False)
-        return Reply(_counted(done, call, spelled=body.return_token_strs is True))
+        return await _made(done, lambda: _counted(done, call, spelled=body.return_token_strs is True))
     raise RequestShapeError("inputs is missing", param="inputs", hint="a text or a list; or content, or prompt")
+
+
+async def _made(done: Tokenized, content: Callable[[], Any]) -> Reply:
+    """An answer, made in a thread where it has so many tokens that other requests would wait for it."""
+    few = sum(map(len, done.tokens)) <= _FEW
+    return Reply(content() if few else await asyncio.to_thread(content))
 
 
 async def _tokens(
