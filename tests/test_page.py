@@ -6,6 +6,7 @@ The browser is the machine's own; ``make browser`` installs it on Debian. A mach
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -24,7 +25,7 @@ import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
-from playwright.sync_api import Browser, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 from edge_embed import Embedder, Reranker
 from edge_embed.catalogue import DEFAULT_MODEL
@@ -246,6 +247,43 @@ def test_a_model_that_was_trained_for_it_has_its_sizes_marked(page: Page, models
     check_cut(page, vectors, 32)
 
 
+def test_labels_of_many_sizes_do_not_run_into_each_other(browser: Browser, address: str) -> None:
+    """Those of Qwen3-Embedding-4B, on a phone."""
+    sizes = [32, 64, 128, 256, 512, 768, 1024, 1536, 2048, 2560]
+
+    def with_sizes(route: Route) -> None:
+        answer = route.fetch().json()
+        answer["models"][0]["mrl_dimensions"] = sizes
+        route.fulfill(json=answer)
+
+    def with_vectors(route: Route) -> None:
+        numbers = np.random.default_rng(0).standard_normal((5, 2560)).astype("<f4")
+        rows = [{"index": i, "embedding": base64.b64encode(row.tobytes()).decode()} for i, row in enumerate(numbers)]
+        route.fulfill(json={"data": rows, "usage": {"prompt_tokens": 5}})
+
+    with looking(browser, address, viewport={"width": 360, "height": 780}) as page:
+        page.route("**/api/status", with_sizes)
+        page.route("**/v1/embeddings", with_vectors)
+        page.reload()
+        expect(page.locator("#marks button")).to_have_text([str(size) for size in sizes])
+        boxes = page.locator("#marks button").evaluate_all(
+            """all => all.map(one => {
+                const label = document.createRange();
+                label.selectNodeContents(one);
+                const box = label.getBoundingClientRect();
+                return [box.left, box.right, box.top, box.bottom];
+            })"""
+        )
+        overlapping = [
+            (sizes[i], sizes[j])
+            for i, one in enumerate(boxes)
+            for j, other in enumerate(boxes[:i])
+            if one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+        ]
+        assert overlapping == []
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
 def test_documents_are_ranked_by_the_reranker(page: Page, models: dict[str, Path]) -> None:
     expect(page.locator("#rerank-facts")).to_contain_text("judge reads the query with each document.")
     documents = ["one", "another one", "something else entirely", "one more"]
@@ -436,24 +474,29 @@ def contrast(one: Sequence[int], other: Sequence[int]) -> float:
 
 def test_it_asks_every_two_seconds_and_not_while_nobody_looks(browser: Browser, address: str) -> None:
     with looking(browser, address) as page:
-        page.clock.install()
+        line = page.locator("#live-texts-line polyline")
+
+        def answers(n: int) -> re.Pattern[str]:
+            """The line's points after so many."""
+            return re.compile(rf"^\S+( \S+){{{n - 1}}}$")
+
+        page.clock.install(time=0)
+        page.clock.pause_at(60_000)
         page.reload()
-        expect(page.locator("#heatmap tbody tr")).to_have_count(5)
-        asked: list[Request] = []
-        page.on("request", lambda request: asked.append(request) if "/api/status" in request.url else None)
-
-        def pass_time(turns: int) -> int:
-            before = len(asked)
-            for _ in range(turns):
-                page.clock.run_for(2000)
-                page.wait_for_load_state("networkidle")
-            return len(asked) - before
-
-        assert pass_time(3) == 3
+        expect(line).to_have_attribute("points", answers(1))
+        for n in (1, 2, 3):
+            page.clock.run_for(1999)
+            assert answers(n).match(line.get_attribute("points") or "")
+            page.clock.run_for(1)
+            expect(line).to_have_attribute("points", answers(n + 1))
         hide = "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
         hide += "document.dispatchEvent(new Event('visibilitychange')); }"
         page.evaluate(hide, True)
-        assert pass_time(5) == 0
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+        page.clock.run_for(10_000)
+        page.evaluate("fetch('health')")  # what was asked before this is known after it
+        assert asked == ["health"]
         with page.expect_request("**/api/status"):
             page.evaluate(hide, False)
 

@@ -148,12 +148,7 @@ export function similarityPanel(chosenModel, onSize) {
     const octaves = shown.sizes.filter((size) => Number.isInteger(Math.log2(size)));
     const goals = new Set([...(trained ? shown.marks : octaves), shown.full]);
     byId("marks").replaceChildren(...[...goals].map(mark));
-    for (const button of byId("marks").children) {
-      const next = button.nextElementSibling;
-      if (next && !button.previousElementSibling?.dataset.crowded && place(next) - place(button) < 0.12) {
-        button.dataset.crowded = "yes";
-      }
-    }
+    placeInRows(byId("marks"));
     byId("marks-note").textContent =
       (trained ? "Marked are the sizes that this model was trained for. " : "This model was not trained for shorter vectors. ") +
       `The curve is how far cosines move, from ${curve[0].toFixed(2)} at ${plural(shown.sizes[0], "value")} to 0 at ${shown.full}.`;
@@ -166,7 +161,18 @@ export function similarityPanel(chosenModel, onSize) {
     return button;
   }
 
-  const place = (button) => Number(button.style.getPropertyValue("--at"));
+  /** On a phone, a mark whose label would run into another's stands in the first row below that has room. */
+  function placeInRows(marks) {
+    const ends = []; // of each row, where its last mark is
+    for (const button of marks.children) {
+      const at = Number(button.style.getPropertyValue("--at"));
+      const free = ends.findIndex((end) => at - end >= 0.03 * button.textContent.length);
+      const row = free < 0 ? ends.length : free;
+      ends[row] = at;
+      button.style.setProperty("--row", row);
+    }
+    marks.style.setProperty("--rows", ends.length);
+  }
 
   /** Show everything as it is with the first `size` values of each vector. */
   function setSize(size) {
