@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from edge_embed import __version__, errors
 from edge_embed.errors import EdgeEmbedError
+from edge_embed.server.bodies import Body
 from edge_embed.server.endpoint import Endpoint
 from edge_embed.server.families import Family
 
@@ -45,6 +46,10 @@ _BODY: Final = (
     errors.DownloadError,
 )
 _NAMED: Final = (errors.ModelNotFoundError,)
+
+# What a body may say, for people who try a route: of these, what it takes, and nothing else of the many things.
+_TEXTS: Final = ["A cat sleeps on the windowsill.", "Interest rates rose."]
+_EXAMPLE: Final = {"input": _TEXTS, "inputs": _TEXTS, "query": "Where is the kitten?", "documents": _TEXTS}
 
 
 def describe(dialects: Iterable[Sequence[Endpoint]], *, keyed: bool) -> dict[str, Any]:
@@ -119,11 +124,21 @@ def _operation(endpoint: Endpoint, shapes: dict[tuple[int, str], Any], *, keyed:
         ]
     if endpoint.body is not None:
         schema = shapes[id(endpoint.body), "validation"]
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+        content = {"schema": schema, **_example(endpoint.body)}
+        operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     if keyed and (not endpoint.public or endpoint.keyed):
         operation["security"] = [{"bearer": []}, {"key": []}]
     assert family.name
     return operation
+
+
+def _example(body: type[Body]) -> dict[str, Any]:
+    said = {name: value for name, value in _EXAMPLE.items() if name in body.model_fields}
+    try:
+        body.model_validate(said)
+    except ValidationError:
+        return {}
+    return {"example": said} if said else {}
 
 
 def _refusals(endpoint: Endpoint, *, keyed: bool) -> dict[str, Any]:
