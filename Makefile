@@ -87,6 +87,14 @@ lint: $(DEV) ## formatting, lint and types
 	    "$$python" -m mypy --config-file ../../pyproject.toml --cache-dir ../mypy \
 	    | sed -E 's#^edge_embed/(convert|models)/#\1/#'
 
+.PHONY: audit
+audit: $(TEST) ## known vulnerabilities of the dependencies; asks a service on the network, so it is no part of check
+	$(PYTHON) -m venv .cache/audit
+	.cache/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
+	$(PY) -m tests.dependencies > .cache/audit/requirements.txt
+	@# --strict: a package that the service does not know, or a service that does not answer, is no good news
+	.cache/audit/bin/pip-audit --strict --no-deps --disable-pip -r .cache/audit/requirements.txt
+
 .PHONY: format
 format: $(DEV) ## format the sources and fix what can be fixed
 	$(PY) -m ruff format .
