@@ -1,9 +1,10 @@
 """One loaded model and its context, over llama.cpp's low-level API: packed batches in, raw pooled vectors out.
 
-Two ways lead to a vector, or to the logits of a reranker:
+Three ways lead to a vector, or to the logits of a reranker:
 
-* **pooled**: llama.cpp pools by itself (encoders). A text must fit into one ubatch, so the context grows to the longest
-  text seen.
+* **rows**: for encoders. llama.cpp hands out the last hidden states of all tokens, and ``pooling.py`` does the rest. A
+  text must fit into one ubatch, so the context grows to the longest text seen.
+* **pooled**: llama.cpp pools by itself, where a head or Dense layers stand behind the pooling in its graph.
 * **hidden**: for decoders, rerankers among them, whose head is in ``head.py``. A ``cb_eval`` callback copies the tensor
   ``result_norm`` (the hidden states after the final norm) and stops the graph there, so the vocabulary projection
   never runs. With last-token pooling only the last token of each text is marked as output, otherwise every token is,
@@ -37,6 +38,7 @@ from edge_embed.engine.loading import PageDropper
 from edge_embed.engine.memory import Memory
 from edge_embed.engine.observe import GraphObserver
 from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
+from edge_embed.engine.pooling import in_company, pooled
 from edge_embed.engine.shape import (
     BATCH_CAUSAL,
     BATCH_ENCODER,
@@ -48,6 +50,7 @@ from edge_embed.engine.shape import (
     context_shape,
     has_memory,
     shares_prefixes,
+    takes_rows,
 )
 from edge_embed.engine.token_types import PairEmbeddings
 from edge_embed.engine.vocabulary import library_ids
@@ -63,11 +66,9 @@ from edge_embed.types import (
     Batch,
     EngineLimits,
     Float32Array,
-    Int32Array,
     KvType,
     Lora,
     ModelInfo,
-    Pooling,
 )
 
 # llama.h
@@ -98,7 +99,7 @@ class LlamaEngine:
         kv_type: type of the keys and values in the context's memory: ``f16``, or ``q8_0`` in half the memory.
         share_prefixes: whether what texts begin with is computed once, where the model allows it.
         deterministic: each text is computed by itself, so that its vector is the same, bit for bit, whatever else is
-            in the call; slower.
+            in the call; slower, and needed for models and libraries that do not do so anyway (``pooling.py``).
 
     Raises:
         EngineUnavailableError: the library is missing or does not fit.
@@ -150,6 +151,7 @@ class LlamaEngine:
         self._has_memory = has_memory(info)
         self.hidden = hidden and self._has_memory and (info.rerank is None or self._head is not None)
         self._every_token = info.pooling in ("mean", "cls")
+        self._takes_rows = takes_rows(info)
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
         # An observer is to see every text whole.
         shares = share_prefixes and not deterministic and observer is None and shares_prefixes(info, hidden=self.hidden)
@@ -366,6 +368,8 @@ class LlamaEngine:
         if batch.shared and not self._shares:
             return np.concatenate([self._decode(single) for single in alone(batch)])
         self._fit(batch.n_tokens)
+        if self._takes_rows:
+            return pooled(self._token_rows(batch), batch.lengths, self._info.pooling)
         texts = sequences(batch) if self._shares else []
         warm = self._memory.warm(batch, texts)
         embeddings = None
@@ -376,7 +380,7 @@ class LlamaEngine:
             return self._pooled_rows(batch.n_seqs)
         rows = self._rows.take()
         if self._every_token and len(rows) == batch.n_tokens:
-            return _pooled(rows, batch.lengths, self._info.pooling)
+            return pooled(rows, batch.lengths, self._info.pooling)
         if len(rows) == batch.n_seqs and not self._every_token:
             if self._shares:
                 self._memory.keep(batch, texts)
@@ -387,22 +391,26 @@ class LlamaEngine:
         return self._decode(batch)
 
     def _decode_tokens(self, batch: Batch) -> Float32Array:
-        self._fit(batch.n_tokens, tokens=True)
+        self._fit(batch.n_tokens, tokens=not self._takes_rows)
         self._memory.clear(data=False)
-        self._run(CBatch(self._lib.c, batch, [0] * batch.n_seqs, None, last_only=False))
+        rows = self._token_rows(batch)
+        if not np.isfinite(rows).all():
+            self._memory.clear(data=True)
+        return rows
+
+    def _token_rows(self, batch: Batch) -> Float32Array:
+        """The last hidden state of every token, float32 ``[n_tokens, n_embd]``, of a context made for that."""
+        whole = in_company(batch) if self._takes_rows else batch
+        self._run(CBatch(self._lib.c, whole, [0] * whole.n_seqs, None, last_only=False))
         if self.hidden:
             rows = self._rows.take()
         else:
             pointer = self._lib.c.llama_get_embeddings(self._handles.context)
-            rows = np.empty((batch.n_tokens, self._info.n_hidden), dtype=np.float32)
+            rows = np.empty((batch.n_tokens if pointer else 0, self._info.n_hidden), dtype=np.float32)
             if pointer:
                 ctypes.memmove(rows.ctypes.data, pointer, rows.nbytes)
-            else:
-                rows = rows[:0]
         if len(rows) != batch.n_tokens:
             raise ComputeError(f"the engine gave {len(rows)} vectors for {batch.n_tokens} tokens")
-        if not np.isfinite(rows).all():
-            self._memory.clear(data=True)
         return rows
 
     def _run(self, packed: CBatch) -> None:
@@ -473,18 +481,6 @@ class LlamaEngine:
                 raise InvalidOptionError("a stretch of shared tokens is empty, out of order or crosses another")
             enclosing.append(stretch.end)
             before = stretch.first
-
-
-def _pooled(rows: Float32Array, lengths: Int32Array, pooling: Pooling) -> Float32Array:
-    """The mean of each text's rows, or the first of them."""
-    starts = np.cumsum(lengths) - lengths
-    if pooling == "cls":
-        first: Float32Array = rows[starts]
-        return first
-    with np.errstate(all="ignore"):  # what overflows is looked for by the caller
-        sums = np.add.reduceat(rows, starts, axis=0, dtype=np.float64)
-        means: Float32Array = (sums / lengths[:, None]).astype(np.float32)
-    return means
 
 
 def _product(rows: Float32Array, head: Float32Array) -> Float32Array:

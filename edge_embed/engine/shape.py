@@ -22,6 +22,10 @@ BATCH_CAUSAL: Final = 512
 SEQ_MAX: Final = 64
 SEQ_CEILING: Final = 256 - RESIDENTS
 UBATCH_CAUSAL: Final = 512
+# Fewest tokens that an encoder computes at a time, and as many texts as that can be with one of its own (pooling.py).
+LEAST_TOKENS: Final = 4
+# Families whose Dense layers llama.cpp computes behind its own pooling.
+_DENSE_BEHIND_POOLING: Final = ("gemma-embedding",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +83,7 @@ def context_shape(
     if not hidden:
         # llama.cpp plans memory for equally many tokens of each sequence, and where a ubatch is no multiple of these
         # its graph of mean pooling ends the process. Powers of two up to 256 divide ROW.
-        n_seq_max = 1 << (n_seq_max - 1).bit_length()
+        n_seq_max = 1 << (max(n_seq_max, LEAST_TOKENS) - 1).bit_length()
     every_token = tokens or not hidden or info.pooling in ("mean", "cls")
     return ContextShape(
         n_ctx=n_ctx,
@@ -87,7 +91,7 @@ def context_shape(
         n_seq_max=n_seq_max,
         n_outputs_max=0 if every_token else n_seq_max,  # llama.cpp wants as many as there are sequences
         every_token=every_token,
-        pooled=not hidden and not tokens,
+        pooled=not hidden and not tokens and not takes_rows(info),
         kv_type=kv_type,
     )
 
@@ -95,6 +99,11 @@ def context_shape(
 def has_memory(info: ModelInfo) -> bool:
     """Whether the model keeps keys and values of tokens that it has seen."""
     return info.architecture in DECODERS
+
+
+def takes_rows(info: ModelInfo) -> bool:
+    """Whether every token's last hidden state is taken from the library and pooled here, in ``pooling.py``."""
+    return not has_memory(info) and info.rerank is None and info.architecture not in _DENSE_BEHIND_POOLING
 
 
 def check_kv_type(header: GgufHeader, info: ModelInfo, kv_type: object) -> None:
