@@ -57,7 +57,8 @@ class Embedder:
         kv_type: how a model with a KV cache keeps what it has seen of a text: ``f16``, or ``q8_0`` in half the memory
             and less exactly.
         deterministic: the same text gives the same bits whatever else is in the call: each is computed by itself,
-            which is slower. Without it, the company that a text is computed in moves the last digits of its vector.
+            which is slower. Encoders on an x86 CPU do so anyway; of other models the company that a text is computed
+            in moves the last digits of its vector.
         lora: a LoRA adapter in a GGUF of its own, added while the model computes.
         lora_scale: how much of it is added; 1 is the adapter as trained.
         projection: a learned projection (``edge-embed project fit``) that vectors go through before they are cut.

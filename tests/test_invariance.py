@@ -21,7 +21,7 @@ from edge_embed.types import Batch, Encoding, ModelInfo
 from tests.oracle import minilm_folder
 from tests.test_kernels import tolerance
 
-# Lengths around every size that a kernel works in: 1 to 4 queries, 6 tokens of a tile, 16 lanes, 32 keys, 64 rows.
+# Lengths around every size that a kernel works in: 4 queries, 6 tokens of a tile, ggml's 8, 16 lanes, 32 keys, 64 rows.
 LENGTHS = [1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 97, 128, 200, 384]
 BATCH = 384
 
@@ -46,13 +46,11 @@ def batch(texts: Sequence[np.ndarray]) -> Batch:
     )
 
 
-@pytest.fixture(scope="module", params=["bundled", "f16"])
+@pytest.fixture(scope="module", params=["bundled", "f16", "q3_k_m"])
 def known(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Known]:
     path = None
-    if request.param == "f16":
-        path = convert(
-            minilm_folder(), tmp_path_factory.mktemp("minilm") / "f16.gguf", ftype="f16", license="mit", verify=False
-        ).path
+    if request.param != "bundled":
+        path = convert(minilm_folder(), tmp_path_factory.mktemp("minilm") / "m.gguf", ftype=request.param).path
     with Embedder(path, n_threads=1) as embedder:
         info = embedder.info
     models = Known(info)
@@ -143,11 +141,11 @@ def test_what_is_not_finite_stays_in_its_text() -> None:
     assert np.isfinite(means).tolist() == [[True] * 4, [False, False, True, True], [True] * 4]
 
 
-@pytest.mark.parametrize("lengths", [[1], [2], [3], [1, 1, 1], [1, 2]])
+@pytest.mark.parametrize("lengths", [[1], [2], [7], [1, 1, 1], [1] * 7, [4, 2]])
 def test_few_tokens_get_company_behind_them(lengths: list[int]) -> None:
     few = batch([np.arange(5, 5 + n, dtype=np.int32) for n in lengths])
     whole = in_company(few)
-    assert (whole.n_tokens, whole.n_seqs, whole.lengths.dtype) == (4, len(lengths) + 1, np.int32)
-    assert whole.token_ids.tolist() == [*few.token_ids.tolist(), *[5] * (4 - few.n_tokens)]
-    enough = batch([np.arange(4, dtype=np.int32)])
+    assert (whole.n_tokens, whole.n_seqs, whole.lengths.dtype) == (8, len(lengths) + 1, np.int32)
+    assert whole.token_ids.tolist() == [*few.token_ids.tolist(), *[5] * (8 - few.n_tokens)]
+    enough = batch([np.arange(8, dtype=np.int32)])
     assert in_company(enough) is enough

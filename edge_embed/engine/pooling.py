@@ -4,8 +4,9 @@ llama.cpp takes the mean as one product with a matrix of all tokens by all texts
 where in the batch a text stands. Here each text's rows are summed by themselves, in their order.
 
 The rows have the same bits in any company too, where our kernels compute attention: a text's keys are walked from its
-own first one on. Two things are left that a batch's size decides in the libraries below: attention of fewer than 4
-queries, and products of float weights with a single token, go another way there. ``in_company`` keeps batches larger.
+own first one on. What is left is that a library chooses its way by the size of a batch: ggml has its own for attention
+of fewer than 4 queries, for products of float weights with a single token, and for those of quantized weights that we
+have no kernel for (IQ4_XS, Q3_K) with fewer than 8. ``in_company`` keeps batches larger than that.
 """
 
 from __future__ import annotations

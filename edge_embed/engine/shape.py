@@ -22,8 +22,8 @@ BATCH_CAUSAL: Final = 512
 SEQ_MAX: Final = 64
 SEQ_CEILING: Final = 256 - RESIDENTS
 UBATCH_CAUSAL: Final = 512
-# Fewest tokens that an encoder computes at a time, and as many texts as that can be with one of its own (pooling.py).
-LEAST_TOKENS: Final = 4
+# Fewest tokens that an encoder computes at a time (pooling.py), and most texts that so few tokens can be.
+LEAST_TOKENS: Final = 8
 # Families whose Dense layers llama.cpp computes behind its own pooling.
 _DENSE_BEHIND_POOLING: Final = ("gemma-embedding",)
 
