@@ -116,6 +116,7 @@ def test_every_accepted_request_is_answered_under_load(sig: int) -> None:
                         outcome = "200" if len(answer.json()["data"]) == len(texts) else "too few vectors"
                     elif answer.status_code == 503:
                         outcome = "503" if answer.headers.get("retry-after") else "503 without a time"
+                        time.sleep(float(answer.headers.get("retry-after", 0)))
                 except httpx.ConnectError:
                     outcome = "refused"
                 except httpx.HTTPError as error:

@@ -11,6 +11,7 @@ import socket
 import stat
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -74,8 +75,8 @@ class Server(uvicorn.Server):
     """Ends in three steps: 503 to new requests, answers to accepted ones, then models and connections are closed.
 
     Attributes:
-        farewell: seconds in which connections are still taken and told 503. Clients that connect or send at the moment
-            of the signal would otherwise find their connection reset.
+        farewell: seconds in which connections are still taken, and after that those that are there still told 503.
+            Clients that connect or send at the moment of the signal would otherwise find their connection reset.
     """
 
     farewell = 0.5
@@ -105,11 +106,12 @@ class Server(uvicorn.Server):
         gate.ending = True
         gate.log.event("ending", requests=gate.under_way)
         notify_systemd("STOPPING=1")
+        farewell = min(self.farewell, gate.settings.drain_seconds / 2)
         deadline = time.monotonic() + gate.settings.drain_seconds
-        await asyncio.sleep(min(self.farewell, gate.settings.drain_seconds))
-        for server in self.servers:
-            server.close()
-        while gate.under_way and time.monotonic() < deadline:
+        await asyncio.sleep(farewell)
+        await self._listen_no_more(sockets or [])
+        last_word = time.monotonic() + farewell
+        while time.monotonic() < (deadline if gate.under_way else last_word):
             await asyncio.sleep(0.02)
         if gate.under_way:
             gate.log.event("given up", requests=gate.under_way)
@@ -119,6 +121,29 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
         self._watching.cancel()
         gate.log.event("ended")
+
+    async def _listen_no_more(self, sockets: Sequence[socket.socket]) -> None:
+        """Close the listening sockets. Connections that the system has made, and nobody taken, are taken first: they
+        would be reset."""
+        loop = asyncio.get_running_loop()
+        spare = [listening.dup() for listening in sockets]
+        for server in self.servers:
+            server.close()
+        for listening in spare:
+            listening.setblocking(False)
+            waiting = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    waiting.append(listening.accept()[0])
+            listening.close()
+            for connection in waiting:
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.Protocol:
+        found: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg,assignment]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return found
 
 
 class _Warnings(logging.Handler):
