@@ -114,7 +114,7 @@ default-model: $(RUNTIME) ## convert the bundled default model again, from its p
 	$(PY) -m edge_embed.convert.default_model
 
 .PHONY: bench
-bench: $(TEST) ## speed and memory beside peers, fidelity, retrieval, start; needs DATA=folder (benchmarks/datasets.py)
+bench: $(TEST) ## speed, load and memory beside peers, fidelity, retrieval, start; needs DATA=folder (benchmarks/datasets.py)
 	@test -n "$(DATA)" || { echo "make bench DATA=FOLDER: see benchmarks/datasets.py for what it holds" >&2; exit 2; }
 	$(PY) -m benchmarks.qwen3 --data "$(DATA)" --work "$(WORK)" $(BESIDE)
 	checkpoint="$$($(PY) -c 'from tests.oracle import minilm_folder; print(minilm_folder())')"; \
@@ -125,14 +125,17 @@ bench: $(TEST) ## speed and memory beside peers, fidelity, retrieval, start; nee
 	    echo "torch is not installed (make parity installs it): no fidelity" >&2; \
 	fi
 	model="$$($(PY) -m benchmarks.shape06 --work "$(WORK)" --type q4_k_m --reranker-type | tail -1)"; \
-	$(PY) -m benchmarks.lengths --data "$(DATA)" --checkpoint "$(WORK)/ckpt" --model "$$model"
+	$(PY) -m benchmarks.lengths --data "$(DATA)" --checkpoint "$(WORK)/ckpt" --model "$$model"; \
+	$(PY) -m benchmarks.serve_load --data "$(DATA)" --llama-server "$(LLAMA_SERVER)" --model06 "$$model" || \
+	    echo "a goal of the server is not met" >&2
 	$(PY) -m benchmarks.retrieval --data "$(DATA)"
 	$(PY) -m benchmarks.startup
 
 .PHONY: bench-proofs
-bench-proofs: $(TEST) ## the 0.6B shape beside transformers, what moves a vector, flat memory; needs DATA=folder
+bench-proofs: $(TEST) ## the 0.6B shape beside transformers, what moves a vector, flat memory, a server under bad clients; needs DATA=folder
 	@test -n "$(DATA)" || { echo "make bench-proofs DATA=FOLDER: see benchmarks/datasets.py" >&2; exit 2; }
 	$(PY) -m benchmarks.soak --data "$(DATA)"
+	$(PY) -m benchmarks.serve_soak --data "$(DATA)"
 	$(PY) -m benchmarks.noise --data "$(DATA)" --keep "$(WORK)/noise"
 	$(PY) -m benchmarks.shape06 --work "$(WORK)" --type bf16 f16 --reranker-type bf16 f16
 	PYTHONPATH=. $(PEER_PYTHON) -m benchmarks.parity06 record --data "$(DATA)" --work "$(WORK)" --record "$(RECORD)"

@@ -89,7 +89,9 @@ class Pool:
         if size is not None:
             expected = postprocess.finish(expected, dim=size, normalize=True, precision="float32")
         found = np.array([row["embedding"] for row in body["data"]], dtype=np.float32)
-        if found.shape != expected.shape or not np.abs(found - expected).max() <= self.tolerance:
+        if found.shape != expected.shape:
+            return f"vectors of shape {found.shape}, expected {expected.shape}"
+        if not np.abs(found - expected).max() <= self.tolerance:
             return f"vectors that differ by {np.abs(found - expected).max()}"
         if body["usage"]["prompt_tokens"] != self.n_tokens[prompt][chosen].sum():
             return "another number of tokens"
@@ -129,7 +131,10 @@ class Soak:
 
     def honest(self, chance: random.Random) -> None:
         """Ask, compare, ask again; a new connection now and then."""
-        connection = self._connection()
+        with contextlib.closing(self._connection()) as connection:
+            self._honest(chance, connection)
+
+    def _honest(self, chance: random.Random, connection: http.client.HTTPConnection) -> None:
         while not self.ending.is_set():
             size = round(256 ** (chance.random() ** 2))
             chosen = chance.sample(range(len(self.pool.texts)), size)
@@ -149,7 +154,7 @@ class Soak:
             except (OSError, http.client.HTTPException) as error:
                 if self.terminated is None or 0 < sent < self.terminated:
                     self.seen.complain(f"a request was lost: {type(error).__name__}: {error}")
-                    connection = self._connection()
+                    connection.close()  # the next request makes it again
                     continue
                 return
             if response.status == 200:
@@ -184,7 +189,10 @@ class Soak:
             b'{"input": "x", "model": "nobody"}', b'{"input": "x", "dimensions": 0}', b'{"input": ["x", 1]}',
             b'{"input": "\\ud800"}', b"[" * 10_000, json.dumps({"input": ["x"] * 3000}).encode(),
         ]  # fmt: skip
-        connection = self._connection()
+        with contextlib.closing(self._connection()) as connection:
+            self._garbage(chance, connection, bodies)
+
+    def _garbage(self, chance: random.Random, connection: http.client.HTTPConnection, bodies: list[bytes]) -> None:
         while not self.ending.is_set():
             time.sleep(0.05 * chance.random())
             if chance.random() < 0.1:
@@ -201,7 +209,7 @@ class Soak:
                 answer = response.read()
             except (OSError, http.client.HTTPException) as error:
                 self.seen.complain(f"garbage was not answered: {type(error).__name__}: {error}")
-                connection = self._connection()
+                connection.close()
                 continue
             self.seen.add(response.status)
             if not 400 <= response.status < 500 or "error" not in json.loads(answer):
@@ -255,25 +263,29 @@ def main() -> int:
     options = parser.parse_args()
 
     print(f"{machine_line(options.threads)}\n{options.model.name}, {options.minutes:g} minutes\n", flush=True)
-    pool = Pool.of(texts_of(options.data, options.texts, 120), options)
+    checks = soak(texts_of(options.data, options.texts, 120), options)
+    print("| check | | |\n|---|---|---|")
+    for name, sound, text in checks:
+        print(f"| {name} | {text} | {'ok' if sound else 'FAILED'} |")
+    return 0 if all(sound for _, sound, _ in checks) else 1
+
+
+def soak(texts: list[str], options: argparse.Namespace) -> list[tuple[str, bool, str]]:
+    """All of it: name, whether it is sound, and figures of each check."""
+    pool = Pool.of(texts, options)
     server = start(options)
     soak = Soak(server, pool)
     checks: list[tuple[str, bool, str]] = []
-    try:
+    with contextlib.closing(server):
         vanishing, garbage = max(1, options.clients // 3), max(1, options.clients // 6)
         with running(soak, {soak.honest: options.clients, soak.vanishing: vanishing, soak.garbage: garbage}, 1):
             samples = sample(server, 60 * options.minutes, soak.seen)
         checks += [*answers(soak.seen), memory(samples, options.limit_mb), *counters(soak)]
         wrong = soak.seen.wrong
         checks += ending(soak, options.clients)
-    finally:
-        server.close()
-    print("| check | | |\n|---|---|---|")
-    for name, sound, text in checks:
-        print(f"| {name} | {text} | {'ok' if sound else 'FAILED'} |")
     for text, n in Counter(wrong + soak.seen.wrong).most_common(20):
         print(f"{n} times: {text}")
-    return 0 if all(sound for _, sound, _ in checks) else 1
+    return checks
 
 
 def start(options: argparse.Namespace) -> Server:
