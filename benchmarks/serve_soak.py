@@ -43,7 +43,7 @@ import numpy.typing as npt
 from benchmarks.http_load import Server, request
 from benchmarks.machine import machine_line, rss_bytes
 from benchmarks.soak import texts_of
-from edge_embed import Embedder, postprocess
+from edge_embed import Embedder
 from edge_embed.catalogue import resolve
 from edge_embed.engine.devices import default_threads
 
@@ -63,31 +63,34 @@ class Pool:
 
     Attributes:
         texts: different ones.
-        vectors: for each prompt float32 ``[n, d]``, of unit length.
+        vectors: for each prompt and size float32 ``[n, size]``.
         n_tokens: for each prompt int32 ``[n]``.
         tolerance: how far a value of a vector may be from the library's.
     """
 
     texts: list[str]
-    vectors: list[npt.NDArray[np.float32]]
+    vectors: list[dict[int | None, npt.NDArray[np.float32]]]
     n_tokens: list[npt.NDArray[np.int32]]
     tolerance: float
 
     @staticmethod
     def of(texts: list[str], options: argparse.Namespace) -> Pool:
         """Computed by the library."""
+        vectors, n_tokens = [], []
         with Embedder(options.model, n_threads=options.threads) as embedder:
-            found = [embedder.embed(texts, prompt=prompt) for prompt in PROMPTS]
-        return Pool(texts, [one.vectors for one in found], [one.n_tokens for one in found], options.tolerance)
+            for prompt in PROMPTS:
+                jobs = [embedder.prepare(texts, prompt=prompt, truncate_dim=size) for size in SIZES]
+                found = embedder.run(jobs)
+                vectors.append({size: one.vectors for size, one in zip(SIZES, found, strict=True)})
+                n_tokens.append(found[0].n_tokens)
+        return Pool(texts, vectors, n_tokens, options.tolerance)
 
     def wrong(self, answer: bytes, chosen: list[int], prompt: int, size: int | None) -> str:
         """What is wrong with an answer, or nothing."""
         body = json.loads(answer)
         if [row["index"] for row in body["data"]] != list(range(len(chosen))):
             return f"{len(body['data'])} vectors for {len(chosen)} texts"
-        expected = self.vectors[prompt][chosen]
-        if size is not None:
-            expected = postprocess.finish(expected, dim=size, normalize=True, precision="float32")
+        expected = self.vectors[prompt][size][chosen]
         found = np.array([row["embedding"] for row in body["data"]], dtype=np.float32)
         if found.shape != expected.shape:
             return f"vectors of shape {found.shape}, expected {expected.shape}"
@@ -257,7 +260,7 @@ def main() -> int:
     parser.add_argument(
         "--clients", type=int, default=12, help="honest ones; a third as many vanish, a sixth is garbage"
     )
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="how far a value may be from the library's")
+    parser.add_argument("--tolerance", type=float, default=0.0, help="how far a value may be from the library's")
     parser.add_argument("--limit-mb", type=float, default=50)
     parser.add_argument("--threads", type=int, default=default_threads())
     options = parser.parse_args()

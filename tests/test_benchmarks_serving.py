@@ -88,12 +88,13 @@ def test_percentiles_ratios_and_goals(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_soak_notices_a_swapped_vector_and_a_wrong_count() -> None:
     texts = ["one", "another", "a third"]
     with fake_embedder() as embedder:
-        found = [embedder.embed(texts, prompt=prompt) for prompt in serve_soak.PROMPTS]
-    pool = serve_soak.Pool(texts, [one.vectors for one in found], [one.n_tokens for one in found], 1e-6)
+        found = [[embedder.embed(texts, prompt=p, truncate_dim=d) for d in (None, 8)] for p in serve_soak.PROMPTS]
+    vectors = [{None: whole.vectors, 8: cut.vectors} for whole, cut in found]
+    pool = serve_soak.Pool(texts, vectors, [whole.n_tokens for whole, _ in found], 0.0)
 
     def answer(*rows: int, n_tokens: int | None = None) -> bytes:
-        data = [{"index": i, "embedding": found[1].vectors[row].tolist()} for i, row in enumerate(rows)]
-        n_tokens = int(found[1].n_tokens[list(rows)].sum()) if n_tokens is None else n_tokens
+        data = [{"index": i, "embedding": found[1][0].vectors[row].tolist()} for i, row in enumerate(rows)]
+        n_tokens = int(found[1][0].n_tokens[list(rows)].sum()) if n_tokens is None else n_tokens
         return json.dumps({"data": data, "usage": {"prompt_tokens": n_tokens}}).encode()
 
     assert pool.wrong(answer(2, 0), [2, 0], 1, None) == ""
@@ -113,7 +114,7 @@ def test_a_short_soak_of_the_bundled_model(capsys: pytest.CaptureFixture[str]) -
     """All of it but its length: loads, bad clients, counters, SIGTERM."""
     texts = [f"text {i} of a small pool" for i in range(300)]
     options = argparse.Namespace(
-        model=serve_soak.resolve(None), threads=1, tolerance=1e-6, limit_mb=1000, clients=3, minutes=0.05
+        model=serve_soak.resolve(None), threads=1, tolerance=0.0, limit_mb=1000, clients=3, minutes=0.05
     )
     checks = serve_soak.soak(texts, options)
     assert [check for check in checks if not check[1] and check[0] != "models came and went"] == []
