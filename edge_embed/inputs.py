@@ -33,10 +33,10 @@ def text_or_ids(text: object, index: int, n_vocab: int) -> Text:
     if not isinstance(text, (list, tuple, np.ndarray)):
         return check_text(text, index)
     ids = tuple(text.tolist() if isinstance(text, np.ndarray) else text)
-    wrong = next((i for i in ids if isinstance(i, bool) or not isinstance(i, (int, np.integer))), None)
-    if wrong is not None:
+    wrong = [type(i).__name__ for i in ids if isinstance(i, bool) or not isinstance(i, (int, np.integer))]
+    if wrong:
         raise InvalidTextError(
-            f"text {index} is a list with {type(wrong).__name__} in it", hint="give a string, or a list of token ids"
+            f"text {index} is a list with {wrong[0]} in it", hint="give a string, or a list of token ids"
         )
     outside = next((i for i in ids if not 0 <= i < n_vocab), None)
     if outside is not None:
