@@ -140,7 +140,7 @@ class Server(uvicorn.Server):
                 await loop.connect_accepted_socket(self._protocol, connection)
 
     def _protocol(self) -> asyncio.Protocol:
-        found: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg,assignment]
+        found: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
         return found
