@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,15 @@ def test_every_option_has_a_variable_and_a_line_of_help() -> None:
     assert {option.envvar for option in options} >= {"EDGE_EMBED_SERVE_API_KEY", "EDGE_EMBED_SERVE_ORIGIN"}
     for option in options:
         assert option.envvar == "EDGE_EMBED_SERVE_" + option.opts[0][2:].replace("-", "_").upper()
+
+
+def test_the_readme_names_options_that_are_there() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n## Server\n")[1].split("\n## ")[0]
+    flags = {flag for option in serve.params for flag in (*option.opts, *option.secondary_opts)}
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section))
+    assert named
+    assert named <= {*flags, "--help"}
 
 
 def test_every_setting_can_be_said(run: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.registry import Kind, Registry
 from edge_embed.server import cohere, docs, lmstudio, ollama, openai, operations, pages, rerank, tei, tokenizing
-from edge_embed.server.endpoint import Endpoint, Gate
+from edge_embed.server.endpoint import TIMING_HEADERS, Endpoint, Gate
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.origins import pattern
@@ -85,7 +85,7 @@ def create_app(
                 allow_methods=["GET", "POST", "HEAD", "DELETE", "OPTIONS"],
                 allow_headers=["*"],
                 allow_private_network=True,
-                expose_headers=["x-request-id", "x-total-time", "x-compute-tokens", "retry-after"],
+                expose_headers=["x-request-id", "retry-after", *TIMING_HEADERS],
                 max_age=3600,
             )
         ],

@@ -41,6 +41,13 @@ from edge_embed.server.token_ids import TokenTable
 from edge_embed.tokenizer import Text
 
 _ID: Final = re.compile(r"[\w.:/+=@-]{1,100}", re.ASCII)
+TIMING_HEADERS: Final = (
+    "x-total-time",
+    "x-tokenization-time",
+    "x-queue-time",
+    "x-inference-time",
+    "x-compute-tokens",
+)
 CLIENT_LEFT: Final = 499  # as nginx writes it into its log; nobody receives it
 _BODIES: Final = 8  # bodies of the longest kind that may be on their way at once
 
@@ -404,13 +411,7 @@ def _timing_headers(call: Call) -> dict[str, str]:
     """Milliseconds, under text-embeddings-inference's names."""
     if call.timing is None:
         return {}
-    milliseconds = {
-        "x-total-time": time.perf_counter() - call.started,
-        "x-tokenization-time": call.timing.tokenization,
-        "x-queue-time": call.timing.queue,
-        "x-inference-time": call.timing.inference,
-    }
-    return {
-        **{name: f"{1000 * seconds:.0f}" for name, seconds in milliseconds.items()},
-        "x-compute-tokens": str(call.n_tokens or 0),
-    }
+    timing = call.timing
+    seconds = (time.perf_counter() - call.started, timing.tokenization, timing.queue, timing.inference)
+    values = (*(f"{1000 * part:.0f}" for part in seconds), str(call.n_tokens or 0))
+    return dict(zip(TIMING_HEADERS, values, strict=True))

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from edge_embed.cache import EmbeddingCache
 from edge_embed.embedder import Embedder
+from edge_embed.progress import Progress
 from edge_embed.registry import Model, Served
 from edge_embed.reranker import Reranker
+from edge_embed.running import Backend, compute
 from edge_embed.scheduler import Scheduler
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.settings import ServerSettings
@@ -61,6 +63,7 @@ class ModelOpener:
                 max_tokens=options.max_tokens,
             )
         try:
+            warm_up(model)
             return model, self.scheduler(served, model)
         except BaseException:
             model.close()
@@ -75,3 +78,9 @@ class ModelOpener:
             report=lambda report: self.metrics.batch(served.name, report),
             name=f"edge-embed {served.name}"[:60],
         )
+
+
+def warm_up(model: Model) -> None:
+    """Run a model once, so that no client waits for what a first run sets up. Nothing is counted, nothing kept."""
+    job = model.prepare([("warm", "up")]) if isinstance(model, Reranker) else model.prepare(["warm up"])
+    compute(Backend(model.backend.engine, model.backend.width), job.encodings, Progress("", None, "", enabled=False))
