@@ -83,4 +83,6 @@ class ModelOpener:
 def warm_up(model: Model) -> None:
     """Run a model once, so that no client waits for what a first run sets up. Nothing is counted, nothing kept."""
     job = model.prepare([("warm", "up")]) if isinstance(model, Reranker) else model.prepare(["warm up"])
-    compute(Backend(model.backend.engine, model.backend.width), job.encodings, Progress("", None, "", enabled=False))
+    engine = model.backend.engine
+    compute(Backend(engine, model.backend.width), job.encodings, Progress("", None, "", enabled=False))
+    engine.forget()  # beginnings that it holds would move the last digits of the first answers
