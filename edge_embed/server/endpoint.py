@@ -314,10 +314,13 @@ class Answering:
             if error is not None:
                 reply = refusal(self.endpoint.family, error)
                 data = reply.encoded()
-            self._said(scope, call, reply.status, error)
-            await send_reply(send, scope, call, reply, data, last=self.gate.ending)
+            seconds = time.perf_counter() - call.started
+            try:
+                await send_reply(send, scope, call, reply, data, last=self.gate.ending)
+            finally:  # the client does not wait for our notes; before the next request they are there
+                self._said(scope, call, reply.status, error, seconds)
         except ClientLeftError:
-            self._said(scope, call, CLIENT_LEFT, None)
+            self._said(scope, call, CLIENT_LEFT, None, time.perf_counter() - call.started)
         finally:
             if entered:
                 self.gate.leave()
@@ -361,8 +364,7 @@ class Answering:
                 work.cancel()
                 await asyncio.gather(work, return_exceptions=True)
 
-    def _said(self, scope: Scope, call: Call, status: int, error: EdgeEmbedError | None) -> None:
-        seconds = time.perf_counter() - call.started
+    def _said(self, scope: Scope, call: Call, status: int, error: EdgeEmbedError | None, seconds: float) -> None:
         kind = type(error).__name__ if error is not None else "ClientLeft" if status == CLIENT_LEFT else None
         self.gate.metrics.replied(self.endpoint.path, self.endpoint.method, status, seconds, kind)
         self.gate.log.request(scope, call, self.endpoint, status, seconds, error)

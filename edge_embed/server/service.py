@@ -22,7 +22,7 @@ from edge_embed.inputs import text_or_ids
 from edge_embed.prompts import Role
 from edge_embed.registry import Kind, Loaded, Registry, Served
 from edge_embed.reranker import Reranker
-from edge_embed.scheduler import Computed
+from edge_embed.scheduler import Computed, Ticket
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.requests import (
     Embedded,
@@ -248,9 +248,9 @@ class Service:
         most = self.settings.max_request_tokens
         if most is not None and n_tokens > most:
             raise PayloadTooLargeError(f"the request has {n_tokens} tokens, and the limit is {most}", hint="split it")
-        self.metrics.tokenized(loaded.served.name, timing.tokenization)
-        ticket = loaded.scheduler.submit(encodings, tokens=tokens)
+        ticket = await self._submitted(loaded, encodings, tokens=tokens)
         try:
+            self.metrics.tokenized(loaded.served.name, timing.tokenization)  # while the model computes already
             computed = await asyncio.wait_for(asyncio.wrap_future(ticket.future), self.settings.timeout)
         except asyncio.TimeoutError:
             raise DeadlineExceededError(
@@ -261,6 +261,18 @@ class Service:
         timing.queue, timing.inference = computed.queue_seconds, computed.inference_seconds
         self.metrics.computed(loaded.served.name, timing.queue, timing.inference)
         return computed
+
+    async def _submitted(self, loaded: Loaded, encodings: Sequence[Encoding], *, tokens: bool) -> Ticket:
+        """A place in the queue; on a thread for many texts, which are put in order and looked for in the cache."""
+        if len(encodings) <= _FEW:
+            return loaded.scheduler.submit(encodings, tokens=tokens)
+        loop = asyncio.get_running_loop()
+        submitting = loop.run_in_executor(self._pool, lambda: loaded.scheduler.submit(encodings, tokens=tokens))
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:  # it gets its place all the same, and must not keep it
+            submitting.add_done_callback(_give_up)
+            raise
 
     async def _stoppable(self, stop: Cancellation, short: bool, work: Callable[[], T]) -> T:
         try:
@@ -319,6 +331,11 @@ def _check_most(n: int, most: int, what: str) -> None:
 
 def _length(texts: Sequence[Text]) -> int:
     return sum(len(text) for text in texts)
+
+
+def _give_up(done: asyncio.Future[Ticket]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        done.result().cancel()
 
 
 def _let_go(registry: Registry, done: asyncio.Future[Loaded]) -> None:
