@@ -1,1 +1,1 @@
-"""Measurements: speed and memory beside peers, fidelity, retrieval quality. Results are logged in LOG.md."""
+"""Measurements: speed, load and memory beside peers, fidelity, retrieval quality. Results are logged in LOG.md."""
