@@ -21,7 +21,7 @@ from edge_embed import Embedder, store
 from edge_embed.catalogue import DEFAULT_MODEL
 from edge_embed.gguf_header import read_header
 from edge_embed.registry import Registry, Served
-from edge_embed.server.facts import FILE_TYPES, all_listed, facts_of
+from edge_embed.server.dialects.facts import FILE_TYPES, all_listed, facts_of
 from edge_embed.server.start import served_models
 from edge_embed.testing import fake_embedder
 from tests.serving import FAKES, QUIET, Running, fake_server, real_server

@@ -13,7 +13,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.registry import Kind, Registry
-from edge_embed.server import cohere, docs, lmstudio, ollama, openai, operations, pages, rerank, tei, tokenizing
+from edge_embed.server import docs, operations, pages
+from edge_embed.server.dialects import cohere, lmstudio, ollama, openai, rerank, tei, tokenizing
 from edge_embed.server.endpoint import TIMING_HEADERS, Endpoint, Gate
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics

@@ -9,11 +9,11 @@ from pydantic import Field
 from edge_embed import postprocess
 from edge_embed.errors import RequestShapeError
 from edge_embed.server.bodies import Body
+from edge_embed.server.dialects.openai import MOST_DIMENSIONS, as_base64
+from edge_embed.server.dialects.vocabulary import OutputType, precision_of, role_of, truncate_of
 from edge_embed.server.endpoint import Call, Endpoint, Reply
 from edge_embed.server.families import COHERE
-from edge_embed.server.openai import MOST_DIMENSIONS, as_base64
 from edge_embed.server.requests import EmbedRequest
-from edge_embed.server.vocabulary import OutputType, precision_of, role_of, truncate_of
 from edge_embed.types import Float32Array
 
 _NO_IMAGES: Final = "leave images out, or describe them in words"

@@ -13,14 +13,14 @@ from pydantic import Field
 from edge_embed import __version__, postprocess
 from edge_embed.errors import RequestShapeError, UnsupportedModelError
 from edge_embed.server.bodies import Body
+from edge_embed.server.dialects.facts import Listed, listed
+from edge_embed.server.dialects.openai import MOST_DIMENSIONS, as_texts
+from edge_embed.server.dialects.rerank import Rank, RerankBody, rerank
+from edge_embed.server.dialects.vocabulary import role_of, truncate_of
 from edge_embed.server.endpoint import Call, Endpoint, Reply
-from edge_embed.server.facts import Listed, listed
 from edge_embed.server.families import RERANK, TEI
-from edge_embed.server.openai import MOST_DIMENSIONS, as_texts
 from edge_embed.server.operations import health
 from edge_embed.server.requests import EmbedRequest, RerankRequest
-from edge_embed.server.rerank import Rank, RerankBody, rerank
-from edge_embed.server.vocabulary import role_of, truncate_of
 from edge_embed.types import Pooling, RerankInfo
 
 # A client that obeys sends no more at once. It is what TEI itself says: clients that send batch after batch, with time

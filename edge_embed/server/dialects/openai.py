@@ -11,10 +11,10 @@ from edge_embed.errors import InvalidTextError, RequestShapeError
 from edge_embed.registry import Served
 from edge_embed.server.bodies import Body
 from edge_embed.server.describing import described
+from edge_embed.server.dialects.vocabulary import OutputType, one_of, precision_of, role_of, truncate_of
 from edge_embed.server.endpoint import Call, Endpoint, Reply
 from edge_embed.server.families import OPENAI
 from edge_embed.server.requests import EmbedRequest
-from edge_embed.server.vocabulary import OutputType, one_of, precision_of, role_of, truncate_of
 from edge_embed.tokenizer import Text
 from edge_embed.types import AnyArray
 

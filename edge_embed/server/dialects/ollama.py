@@ -15,13 +15,13 @@ from edge_embed.durations import seconds_of
 from edge_embed.errors import ModelNotFoundError, RequestShapeError
 from edge_embed.gguf_header import read_header
 from edge_embed.registry import Kind, Loaded
-from edge_embed.server import ollama_answers as answers
 from edge_embed.server.bodies import Body
+from edge_embed.server.dialects import ollama_answers as answers
+from edge_embed.server.dialects.facts import Listed, all_listed, listed
+from edge_embed.server.dialects.vocabulary import role_of, truncate_of
 from edge_embed.server.endpoint import Call, Endpoint, Handler, Reply
-from edge_embed.server.facts import Listed, all_listed, listed
 from edge_embed.server.families import OLLAMA
 from edge_embed.server.requests import EmbedRequest
-from edge_embed.server.vocabulary import role_of, truncate_of
 
 # Clients ask for the version to learn what they may send. This is the Ollama whose requests are understood here.
 _VERSION: Final = "0.13.0"

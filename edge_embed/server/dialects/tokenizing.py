@@ -14,10 +14,10 @@ from pydantic import Field
 
 from edge_embed.errors import RequestShapeError
 from edge_embed.server.bodies import Body
+from edge_embed.server.dialects.vocabulary import one_of, role_of
 from edge_embed.server.endpoint import Call, Endpoint, Reply
 from edge_embed.server.families import RERANK, TEI
 from edge_embed.server.requests import Tokenized, TokenizeRequest
-from edge_embed.server.vocabulary import one_of, role_of
 from edge_embed.tokenizer import Token
 from edge_embed.tokens import Vocabulary
 

@@ -6,10 +6,10 @@ import asyncio
 from typing import Any, Final, Literal
 
 from edge_embed.server.bodies import Body
+from edge_embed.server.dialects.facts import Listed, all_listed, listed
+from edge_embed.server.dialects.openai import Embeddings, EmbeddingsBody, embeddings
 from edge_embed.server.endpoint import Call, Endpoint, Reply
-from edge_embed.server.facts import Listed, all_listed, listed
 from edge_embed.server.families import OPENAI
-from edge_embed.server.openai import Embeddings, EmbeddingsBody, embeddings
 
 
 class Model(Body):

@@ -18,10 +18,10 @@ from pydantic import Field
 
 from edge_embed.errors import RequestShapeError
 from edge_embed.server.bodies import Body
+from edge_embed.server.dialects.vocabulary import one_of, truncate_of
 from edge_embed.server.endpoint import Call, Endpoint, Reply
 from edge_embed.server.families import COHERE, RERANK
 from edge_embed.server.requests import RerankRequest
-from edge_embed.server.vocabulary import one_of, truncate_of
 from edge_embed.types import Truncate
 
 _PER_SEARCH: Final = 100  # documents of what Cohere counts as one search
