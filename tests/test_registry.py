@@ -300,7 +300,7 @@ def test_what_never_fits_gives_up_nothing_for_it() -> None:
 
 def test_a_model_in_use_is_not_taken_away() -> None:
     a, b = served("a", 8), served("b", 8)
-    with registry_of(a, b, memory_limit=8, patience=0.0) as (registry, opener):
+    with registry_of(a, b, memory_limit=8, patience=0.02) as (registry, opener):
         loaded = registry.acquire(a)
         with pytest.raises(EngineMemoryError, match="models in use"):
             registry.acquire(b)
