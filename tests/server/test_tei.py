@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,31 +19,10 @@ from edge_embed.catalogue import DEFAULT_MODEL
 from edge_embed.errors import NonFiniteError, NotReadyError, PayloadTooLargeError, QueueFullError, TextTooLongError
 from edge_embed.server.families import TEI
 from edge_embed.testing import FakeEngine, fake_embedder, fake_reranker
-from tests.serving import FAKES, QUIET, Running, fake_server, real_server
+from tests.serving import FAKES, QUIET, Running, fake_server
 
 EMBED, RERANKER = FAKES
 TEXTS = ["A cat sleeps on the windowsill.", "", "Die Zentralbank hob die Zinsen.", "猫が窓辺で眠る。" * 60]
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[Running]:
-    """The bundled model."""
-    with real_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def library() -> Iterator[Embedder]:
-    """The same model in this process."""
-    with Embedder(n_threads=1) as embedder:
-        yield embedder
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[Running]:
-    """An embedding model and a reranker that count tokens."""
-    with fake_server() as server:
-        yield server
 
 
 def post(server: Running, path: str, **body: Any) -> Any:

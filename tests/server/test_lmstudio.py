@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,13 +14,6 @@ from tests.serving import FAKES, Running, fake_server, real_server
 
 EMBED, RERANKER = FAKES
 TEXTS = ["first chunk", "second chunk"]
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[Running]:
-    """An embedding model and a reranker that count tokens."""
-    with fake_server() as server:
-        yield server
 
 
 def vectors(texts: list[str]) -> list[list[float]]:

@@ -24,24 +24,10 @@ from edge_embed.registry import Registry, Served
 from edge_embed.server.dialects.facts import FILE_TYPES, all_listed, facts_of
 from edge_embed.server.start import served_models
 from edge_embed.testing import fake_embedder
-from tests.serving import FAKES, QUIET, Running, fake_server, real_server
+from tests.serving import FAKES, QUIET, Running, fake_server
 
 TEXTS = ["A cat sleeps on the windowsill.", "", "Die Zentralbank hob die Zinsen.", "猫が窓辺で眠る。" * 60]
 EMBED, RERANKER = FAKES
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[Running]:
-    """The bundled model."""
-    with real_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def library() -> Iterator[Embedder]:
-    """The same model in this process."""
-    with Embedder(n_threads=1) as embedder:
-        yield embedder
 
 
 @pytest.fixture(scope="module")

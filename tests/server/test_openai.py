@@ -32,27 +32,6 @@ TABLES = Path(llama_index.core.__file__).parent / "_static" / "tiktoken_cache"
 
 
 @pytest.fixture(scope="module")
-def real() -> Iterator[Running]:
-    """The bundled model."""
-    with real_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def library() -> Iterator[Embedder]:
-    """The same model in this process."""
-    with Embedder(n_threads=1) as embedder:
-        yield embedder
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[Running]:
-    """An embedding model and a reranker that count tokens."""
-    with fake_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def counts() -> Iterator[Embedder]:
     """What the fake server's vectors must be."""
     with fake_embedder() as embedder:

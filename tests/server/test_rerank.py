@@ -30,13 +30,6 @@ RANKED = list(zip(ORDER, SCORES, strict=True))
 
 
 @pytest.fixture(scope="module")
-def fake() -> Iterator[Running]:
-    """An embedding model and a reranker that count tokens."""
-    with fake_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny causal reranker of yes and no."""
     path = tmp_path_factory.mktemp("rerank") / "tiny-reranker.gguf"

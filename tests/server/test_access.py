@@ -242,5 +242,5 @@ def test_a_bug_is_logged_by_its_places_alone() -> None:
         log.unexpected("an-id", error)
     line = json.loads(stream.getvalue())
     assert (line["event"], line["id"], line["error"]) == ("bug", "an-id", "RuntimeError")
-    assert "test_server_access.py" in line["places"][0]
+    assert "test_access.py" in line["places"][0]
     assert "SECRET" not in stream.getvalue()

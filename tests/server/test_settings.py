@@ -58,7 +58,7 @@ def test_every_option_has_a_variable_and_a_line_of_help() -> None:
 
 
 def test_the_readme_names_options_that_are_there() -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     section = readme.split("\n## Server\n")[1].split("\n## ")[0]
     flags = {flag for option in serve.params for flag in (*option.opts, *option.secondary_opts)}
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", section))

@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from edge_embed.testing import fake_embedder
-from tests.serving import FAKES, Running, fake_server
+from tests.serving import FAKES, Running
 
 MODEL = FAKES[0]
 TEXTS = ["first chunk", "second chunk"]
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[Running]:
-    """An embedding model and a reranker that count tokens."""
-    with fake_server() as server:
-        yield server
 
 
 def vectors(texts: list[str], **options: Any) -> list[list[float]]:

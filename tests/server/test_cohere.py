@@ -18,7 +18,7 @@ from edge_embed import Embedder
 from edge_embed.catalogue import DEFAULT_MODEL
 from edge_embed.testing import FakeEngine, fake_embedder
 from edge_embed.types import Precision
-from tests.serving import FAKES, QUIET, Running, fake_server, real_server
+from tests.serving import FAKES, QUIET, Running, fake_server
 
 MODEL = FAKES[0]
 OLD_PYDANTIC = pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")  # the client's
@@ -26,27 +26,6 @@ TEXTS = ["A cat sleeps on the windowsill.", "", "Die Zentralbank hob die Zinsen.
 TYPES: dict[str, Precision] = {
     "float": "float32", "int8": "int8", "uint8": "uint8", "binary": "binary", "ubinary": "ubinary",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[Running]:
-    """The bundled model."""
-    with real_server() as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def library() -> Iterator[Embedder]:
-    """The same model in this process."""
-    with Embedder(n_threads=1) as embedder:
-        yield embedder
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[Running]:
-    """An embedding model and a reranker that count tokens."""
-    with fake_server() as server:
-        yield server
 
 
 @pytest.fixture
