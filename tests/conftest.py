@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder, tiny_reranker
 # Threads that wait for each other sleep: where other programs are busy, too, those that spin keep everybody waiting.
 # Read by the OpenMP library when a model is first loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# A shell that starts the tests in the background lets them, and every process that they start, ignore interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every machine; no deadline, because a busy machine is not a failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

@@ -291,12 +291,12 @@ class Recorder:
 
 @pytest.fixture
 def long_reader(tmp_path: Path) -> Iterator[tuple[Embedder, Recorder]]:
-    """A model that reads 30,000 tokens in one batch, which takes it seconds, and what its calls of C returned."""
-    metadata, tensors = tiny_decoder()
+    """A model that reads 30,000 tokens in one batch, which takes it many seconds, and what its calls of C returned."""
+    metadata, tensors = tiny_decoder(layers=16)
     metadata["qwen3.context_length"] = np.uint32(1 << 15)
     path = tmp_path / "long.gguf"
     path.write_bytes(gguf_bytes(metadata, tensors))
-    with Embedder(path) as embedder:
+    with Embedder(path, n_threads=1) as embedder:
         engine: Any = embedder.backend.engine
         recorder = Recorder(engine._lib.c)
         engine._lib = dataclasses.replace(engine._lib, c=recorder)
