@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,12 @@ INTERRUPTIBLE: Final = (
 )
 
 
-def run(*arguments: str | Path, stdin: str | bytes | None = None) -> Result:
-    """What ``edge-embed ARGUMENTS`` does, in this process."""
-    return CliRunner().invoke(main, list(map(str, arguments)), input=stdin, prog_name="edge-embed")
+def run(
+    *arguments: str | Path, stdin: str | bytes | None = None, env: Mapping[str, str | None] | None = None
+) -> Result:
+    """What ``edge-embed ARGUMENTS`` does, in this process.
+
+    Commands are called through the group, as users do: click keeps the help option that a command is first called with,
+    and the group is what says that it is ``-h``, too.
+    """
+    return CliRunner().invoke(main, list(map(str, arguments)), input=stdin, env=env, prog_name="edge-embed")

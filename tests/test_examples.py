@@ -16,6 +16,7 @@ import click
 import pytest
 import yaml
 
+from edge_embed.cli import main
 from edge_embed.cli.serve import serve
 from edge_embed.server.settings import DEFAULT_PORT
 from tests.serving import fake_server
@@ -28,7 +29,7 @@ VARIABLES = {option.envvar for option in serve.params if isinstance(option, clic
 def options_of(arguments: list[str]) -> dict[str, Any]:
     """What `edge-embed serve` understands of its arguments; click.UsageError where it does not."""
     assert arguments[0] == "serve"
-    return serve.make_context("serve", arguments[1:]).params
+    return serve.make_context("serve", arguments[1:], parent=main.make_context("edge-embed", arguments)).params
 
 
 def unit() -> configparser.ConfigParser:

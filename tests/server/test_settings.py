@@ -9,13 +9,13 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from edge_embed.cli.serve import serve
-from edge_embed.errors import ServerSettingsError
+from edge_embed.errors import ServerSettingsError, exit_code
 from edge_embed.server import running, start
 from edge_embed.server.settings import ORIGINS, ServerSettings
 from edge_embed.server.token_ids import ENCODINGS, read_table
+from tests import commands
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def invoke(*arguments: str, env: dict[str, str] | None = None) -> dict[str, Any]:
         started.clear()
-        result = CliRunner().invoke(serve, ["--port", "0", *arguments], env=env, catch_exceptions=False)
+        result = commands.run("serve", "--port", "0", *arguments, env=env)
         return {**started, "code": result.exit_code, "output": result.output}
 
     return invoke
@@ -157,9 +157,12 @@ def test_a_table_that_is_not_here_says_where_it_would_be(
 ) -> None:
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
     with pytest.raises(ServerSettingsError, match="is not on this machine") as error:
-        run("--token-encoding", "cl100k_base")
+        read_table("cl100k_base")
     assert str(tmp_path / ENCODINGS["cl100k_base"]) in error.value.message
     assert "tiktoken.get_encoding" in error.value.hint
+    found = run("--token-encoding", "cl100k_base")
+    assert found["code"] == exit_code(error.value)
+    assert error.value.message in found["output"]
 
 
 @pytest.mark.parametrize("text", ["", "no table", "YQ== 0 1", "!!! 0", "YQ== -1"])
