@@ -71,7 +71,7 @@ browser: ## Chromium for the page's test, where it is missing: as root on Debian
 
 .PHONY: screenshot
 screenshot: $(TEST) browser ## take the README's picture of the page again
-	EDGE_EMBED_SCREENSHOT=docs/page.png $(PY) -m pytest tests/test_page.py -k test_screenshot
+	EDGE_EMBED_SCREENSHOT=docs/page.png $(PY) -m pytest tests/page/test_screenshot.py::test_screenshot
 
 .PHONY: check
 check: lint test ## formatting, lint, types and tests

@@ -12,10 +12,8 @@ from edge_embed.engine.search import Coordinate, Found, Judge, Measured, Search,
 from edge_embed.engine.trial import CandidateFailedError, deviation
 from edge_embed.engine.tune import Settings
 from edge_embed.types import Float32Array, ModelInfo, RerankInfo
+from tests.tuning.choices import REFERENCE
 
-REFERENCE = Settings(
-    library="", gpu_layers=-1, use_extra_bufts=True, n_threads=2, n_batch=384, n_ubatch=512, share_prefixes=True
-)
 VECTORS = np.eye(3, dtype=np.float32)
 
 

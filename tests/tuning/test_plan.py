@@ -1,0 +1,90 @@
+"""What tuning tries, and on which texts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edge_embed.engine import bindings, tuner, tuning_texts
+from edge_embed.engine.search import Coordinate
+from edge_embed.engine.trial import Call, Work
+from edge_embed.errors import InvalidOptionError
+from edge_embed.types import ModelInfo
+
+
+def names(planned: tuner.Plan) -> list[str]:
+    return [coordinate.name for coordinate in planned.coordinates]
+
+
+def test_decoders_have_more_to_choose_than_encoders(info: ModelInfo, decoder: ModelInfo) -> None:
+    assert {"n_ubatch", "share_prefixes"} == set(names(tuner.plan(decoder, "mixed"))) - set(
+        names(tuner.plan(info, "mixed"))
+    )
+
+
+def test_batches_are_not_tried_on_single_queries(info: ModelInfo, decoder: ModelInfo) -> None:
+    for model in (info, decoder):
+        assert {"n_batch", "n_ubatch"}.isdisjoint(names(tuner.plan(model, "queries")))
+
+
+def test_kernels_that_crash_are_not_tried(info: ModelInfo) -> None:
+    planned = tuner.plan(info, "mixed", use_extra_bufts=False)
+    assert not planned.reference.use_extra_bufts
+    assert "use_extra_bufts" not in names(planned)
+
+
+def test_a_folder_of_libraries_is_one_more_engine(info: ModelInfo) -> None:
+    folder = bindings.load().library.parent
+    planned = tuner.plan(info, "mixed", libraries=[folder])
+    assert ("", str(folder.resolve())) == planned.coordinates[0].values
+    assert "gpu_layers" in names(planned)
+
+
+def test_engines_that_were_built_beside_are_considered(info: ModelInfo, empty_cache: Path) -> None:
+    for name in ("openvino", "half.tmp"):
+        (empty_cache / "engines" / name).mkdir(parents=True)
+    assert ("", str(empty_cache / "engines" / "openvino")) == tuner.plan(info, "mixed").coordinates[0].values
+
+
+def test_a_folder_without_libraries_is_refused(info: ModelInfo, tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptionError, match="no libllama"):
+        tuner.plan(info, "mixed", libraries=[tmp_path])
+
+
+def test_no_texts_are_refused(info: ModelInfo) -> None:
+    with pytest.raises(InvalidOptionError, match="no texts"):
+        tuner.plan(info, "mixed", texts=["", ""])
+
+
+def test_batches_that_the_texts_do_not_fill_are_left_out() -> None:
+    threads = Coordinate("n_threads", (1, 2, 4, 8), ordered=True)
+    whole = [Coordinate("n_batch", (128, 512, 1024), ordered=True), threads]
+    left = tuner._worth_trying(whole, {"queries": 40, "documents": 600})
+    assert [(128, 512), threads.values] == [coordinate.values for coordinate in left]
+
+
+def test_built_in_documents_begin_differently_and_vary_in_length() -> None:
+    work = tuning_texts.work("mixed", None, pairs=False)
+    (documents,) = work.parts["documents"]
+    assert len({text[:4] for text in documents.texts}) == len(documents.texts)
+    assert max(map(len, documents.texts)) > 4 * min(map(len, documents.texts))
+    assert all(len(call.texts) == 1 and call.role == "query" for call in work.parts["queries"])
+
+
+def test_own_texts_are_used_once_each_and_the_shortest_stand_for_queries() -> None:
+    own = ["a long text about bees", "bees", "bees", "wax", "honey from heather"]
+    work = tuning_texts.work("mixed", own, pairs=False)
+    assert [("wax",)] == [call.texts for call in work.parts["queries"]]
+    assert ("a long text about bees", "bees", "wax", "honey from heather") == work.parts["documents"][0].texts
+    assert {"queries"} == set(tuning_texts.work("queries", own, pairs=False).parts)
+
+
+def test_a_reranker_compares_each_query_with_a_few_documents() -> None:
+    calls = tuning_texts.work("queries", None, pairs=True).parts["queries"]
+    assert all(call.query and len(call.texts) == 5 for call in calls[:-1])
+
+
+def test_the_first_texts_of_work_are_cut_out_of_its_calls() -> None:
+    work = Work({"a": (Call(("1", "2"), "query"), Call(("3", "4"), "query"), Call(("5",), "query"))})
+    assert [("1", "2"), ("3",)] == [call.texts for call in work.first({"a": 3}).parts["a"]]
