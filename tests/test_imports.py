@@ -28,6 +28,7 @@ LAYERS = (
     ("embedder", "reranker"),
     ("scheduler", "testing", "tokens", "two_stage"),
     ("registry",),
+    ("corpus", "integrations"),
     ("server",),
     ("cli",),
 )

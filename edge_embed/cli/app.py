@@ -19,6 +19,7 @@ from edge_embed.cli.calibrate import calibrate
 from edge_embed.cli.convert import convert
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
+from edge_embed.cli.mcp import mcp
 from edge_embed.cli.models import list_models, show
 from edge_embed.cli.plan import plan
 from edge_embed.cli.project import project
@@ -134,6 +135,7 @@ for _command in (
     similarity,
     rerank,
     serve,
+    mcp,
     tokenize,
     count_tokens,
     convert,
