@@ -1,4 +1,4 @@
-"""What many tests share: a cache of their own, repeatable properties, two tiny models."""
+"""What many tests share: a cache of their own, repeatable properties, three tiny models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from edge_embed import Embedder
+from edge_embed import Embedder, Reranker
 from edge_embed.testing import FakeEngine, fake_embedder
 from tests.hub_server import HubServer
 from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder, tiny_reranker
@@ -77,6 +77,13 @@ def reranker_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reranker") / "reranker.gguf"
     path.write_bytes(gguf_bytes(*tiny_reranker()))
     return path
+
+
+@pytest.fixture(scope="session")
+def reranker(reranker_path: Path) -> Iterator[Reranker]:
+    """A Reranker over ``reranker_path``."""
+    with Reranker(reranker_path, n_threads=1) as opened:
+        yield opened
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from edge_embed.scheduler import Scheduler
 from edge_embed.server.app import create_app
 from edge_embed.server.endpoint import Gate
 from edge_embed.server.metrics import Metrics
-from edge_embed.server.opening import ModelOpener, ModelOptions
+from edge_embed.server.opening import ModelOpener
 from edge_embed.server.running import listen, server_of
-from edge_embed.server.settings import ServerSettings
+from edge_embed.server.settings import ModelOptions, ServerSettings
 from edge_embed.server.start import build, served_models
 from edge_embed.testing import FakeEngine, fake_embedder, fake_reranker
 

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1, KV_TYPES
+from edge_embed.cli.options import AT_LEAST_1, KV_TYPES, Command, grouped
 from edge_embed.cli.recipe import n_bytes
 from edge_embed.cli.terminal import note
 from edge_embed.durations import seconds_of
 from edge_embed.errors import InvalidOptionError
+from edge_embed.server.settings import ORIGINS, ModelOptions, ServerSettings
+
+DEFAULTS: Final = ServerSettings()
 
 
-def _seconds(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+def _seconds(_: click.Context, __: click.Parameter, value: str) -> float:
     """``300``, ``5m``, ``1h30m``; below 0 is for ever."""
     try:
-        return None if value is None else seconds_of(value)
+        return seconds_of(value)
     except InvalidOptionError as error:
         raise click.BadParameter(f"{error.message}: {error.hint}") from None
+
+
+def _time(flag: str, default: str, what: str, *, name: str | None = None) -> Callable[[Command], Command]:
+    """Adds an option that takes a length of time; the command gets seconds, by the flag's name or another."""
+    return click.option(
+        flag, *filter(None, [name]), default=default, show_default=True, metavar="TIME", callback=_seconds, help=what
+    )
+
+
+def _most(flag: str, what: str, default: int | None = None) -> Callable[[Command], Command]:
+    """Adds an option that takes a limit."""
+    return click.option(
+        flag, type=AT_LEAST_1, default=default, show_default=default is not None, metavar="N", help=what
+    )
 
 
 def _settings_file(context: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
@@ -74,8 +94,10 @@ this over the file. Several values in a variable are separated by spaces.
     expose_value=False,
     help="TOML file with values for these options.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
-@click.option("--port", type=click.IntRange(0, 65535), default=11435, show_default=True, help="Port to listen on.")
+@click.option("--host", default=DEFAULTS.host, show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=DEFAULTS.port, show_default=True, help="Port to listen on."
+)
 @click.option("--uds", metavar="PATH", help="Listen on a Unix socket instead.")
 @click.option(
     "--api-key",
@@ -95,14 +117,7 @@ this over the file. Several values in a variable are separated by spaces.
     "--alias", "aliases", multiple=True, metavar="ALIAS=NAME", help="Another name for a served model; repeatable."
 )
 @click.option("--download", is_flag=True, help="Fetch known models that are missing, when they are first asked for.")
-@click.option(
-    "--keep-alive",
-    default="-1",
-    show_default=True,
-    metavar="TIME",
-    callback=_seconds,
-    help="How long an unused model stays in memory: 300, 5m; -1 for always.",
-)
+@_time("--keep-alive", "-1", "How long an unused model stays in memory: 300, 5m; -1 for always.")
 @click.option(
     "--memory-limit",
     metavar="SIZE",
@@ -113,90 +128,42 @@ this over the file. Several values in a variable are separated by spaces.
 @click.option("--prompt-name", metavar="NAME", help="The model's prompt of that name instead.")
 @click.option(
     "--truncate/--no-truncate",
-    default=True,
+    default=DEFAULTS.truncate,
     show_default=True,
     help="Whether a text above the model's limit loses its end, where a request does not say.",
 )
-@click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text; the model's limit by default.")
+@_most("--max-tokens", "Most tokens of a text; the model's limit by default.")
+@_most("--max-texts", "Most texts of a request.", DEFAULTS.max_texts)
+@_most("--max-request-tokens", "Most tokens of a request.")
 @click.option(
-    "--max-texts", type=AT_LEAST_1, default=2048, show_default=True, metavar="N", help="Most texts of a request."
-)
-@click.option("--max-request-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a request.")
-@click.option(
-    "--max-body-size", metavar="SIZE", callback=n_bytes, default="32MB", show_default=True, help="Longest body."
-)
-@click.option(
-    "--max-requests", type=AT_LEAST_1, default=512, show_default=True, metavar="N", help="Most requests at a time."
-)
-@click.option(
-    "--max-connections",
-    type=AT_LEAST_1,
-    default=1024,
+    "--max-body-size",
+    "max_body_bytes",
+    metavar="SIZE",
+    callback=n_bytes,
+    default="32MB",
     show_default=True,
-    metavar="N",
-    help="Most connections at a time; an idle one makes room.",
+    help="Longest body.",
 )
-@click.option(
-    "--max-queued-texts",
-    type=AT_LEAST_1,
-    default=16_384,
-    show_default=True,
-    metavar="N",
-    help="Most texts that may wait for a model.",
-)
-@click.option(
-    "--max-queued-tokens",
-    type=AT_LEAST_1,
-    default=8_000_000,
-    show_default=True,
-    metavar="N",
-    help="Most tokens that may wait for a model.",
-)
-@click.option(
-    "--timeout",
-    default="10m",
-    show_default=True,
-    metavar="TIME",
-    callback=_seconds,
-    help="After which a request is given up.",
-)
-@click.option(
-    "--header-timeout",
-    default="10s",
-    show_default=True,
-    metavar="TIME",
-    callback=_seconds,
-    help="Within which the head of a request must be here.",
-)
-@click.option(
-    "--body-timeout",
-    default="30s",
-    show_default=True,
-    metavar="TIME",
-    callback=_seconds,
-    help="Within which a body must be here; longer for a large one that keeps coming.",
-)
-@click.option(
-    "--idle-timeout",
-    default="75s",
-    show_default=True,
-    metavar="TIME",
-    callback=_seconds,
-    help="How long a connection may be silent, and an answer unread.",
-)
-@click.option(
+@_most("--max-requests", "Most requests at a time.", DEFAULTS.max_requests)
+@_most("--max-connections", "Most connections at a time; an idle one makes room.", DEFAULTS.max_connections)
+@_most("--max-queued-texts", "Most texts that may wait for a model.", DEFAULTS.max_queued_texts)
+@_most("--max-queued-tokens", "Most tokens that may wait for a model.", DEFAULTS.max_queued_tokens)
+@_time("--timeout", "10m", "After which a request is given up.")
+@_time("--header-timeout", "10s", "Within which the head of a request must be here.")
+@_time("--body-timeout", "30s", "Within which a body must be here; longer for a large one that keeps coming.")
+@_time("--idle-timeout", "75s", "How long a connection may be silent, and an answer unread.")
+@_time(
     "--drain",
-    default="30s",
-    show_default=True,
-    metavar="TIME",
-    callback=_seconds,
-    help="How long accepted requests may take once the server is told to end; a second signal ends it at once.",
+    "30s",
+    "How long accepted requests may take once the server is told to end; a second signal ends it at once.",
+    name="drain_seconds",
 )
 @click.option(
     "--origin",
     "origins",
     multiple=True,
     metavar="ORIGIN",
+    callback=lambda _context, _option, value: (*ORIGINS, *value),
     help="A page that may ask from a browser, beside local ones and app://obsidian.md; * for all; repeatable.",
 )
 @click.option(
@@ -206,7 +173,12 @@ this over the file. Several values in a variable are separated by spaces.
     metavar="NAME",
     help="A name that a local server without keys goes by, beside localhost and addresses; repeatable.",
 )
-@click.option("--docs/--no-docs", default=True, show_default=True, help="Whether /docs and /openapi.json are there.")
+@click.option(
+    "--docs/--no-docs",
+    default=DEFAULTS.docs,
+    show_default=True,
+    help="Whether /docs and /openapi.json are there.",
+)
 @click.option(
     "--token-encoding",
     metavar="NAME",
@@ -216,7 +188,7 @@ this over the file. Several values in a variable are separated by spaces.
 @click.option(
     "--log",
     type=click.Choice(("plain", "json", "off")),
-    default="plain",
+    default=DEFAULTS.log,
     show_default=True,
     help="A line for each request on standard error, never with its texts.",
 )
@@ -229,8 +201,26 @@ this over the file. Several values in a variable are separated by spaces.
     "--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Type of keys and values."
 )
 @click.option("--deterministic", is_flag=True, help="The same text gives the same bits in any company; slower.")
-@click.option("--cache", is_flag=True, help="Keep vectors for the next time (see `edge-embed cache`).")
-def serve(models: tuple[str, ...], **options: Any) -> None:
+@click.option(
+    "--cache",
+    is_flag=True,
+    callback=lambda _context, _option, value: value or None,
+    help="Keep vectors for the next time (see `edge-embed cache`).",
+)
+@functools.partial(grouped, "settings", ServerSettings)
+@functools.partial(grouped, "options", ModelOptions)
+def serve(
+    models: tuple[str, ...],
+    settings: ServerSettings,
+    options: ModelOptions,
+    *,
+    api_key_file: Path | None,
+    models_dir: Path | None,
+    aliases: tuple[str, ...],
+    download: bool,
+    keep_alive: float,
+    memory_limit: int | None,
+) -> None:
     """Serve models over HTTP, for the clients of OpenAI, Ollama, TEI, LM Studio, Cohere and Jina.
 
     MODEL is a GGUF file or a name of `edge-embed list`, perhaps as NAME=MODEL; all that are on this machine by
@@ -243,58 +233,12 @@ def serve(models: tuple[str, ...], **options: Any) -> None:
         raise click.ClickException(
             f"the server's packages are missing ({error.name}): pip install 'edge-embed[server]'"
         ) from None
-    from edge_embed.registry import FOREVER
-    from edge_embed.server.opening import ModelOptions
     from edge_embed.server.running import address, close, listen, notify_systemd
-    from edge_embed.server.settings import ORIGINS, ServerSettings
     from edge_embed.server.start import build, served_models
 
-    settings = ServerSettings(
-        host=options["host"],
-        port=options["port"],
-        uds=options["uds"],
-        api_keys=_keys(options["api_keys"], options["api_key_file"]),
-        origins=(*ORIGINS, *options["origins"]),
-        hosts=options["hosts"],
-        max_texts=options["max_texts"],
-        max_request_tokens=options["max_request_tokens"],
-        max_body_bytes=options["max_body_size"],
-        max_requests=options["max_requests"],
-        max_connections=options["max_connections"],
-        max_queued_texts=options["max_queued_texts"],
-        max_queued_tokens=options["max_queued_tokens"],
-        timeout=options["timeout"],
-        header_timeout=options["header_timeout"],
-        body_timeout=options["body_timeout"],
-        idle_timeout=options["idle_timeout"],
-        drain_seconds=options["drain"],
-        truncate=options["truncate"],
-        prompt=options["prompt"],
-        prompt_name=options["prompt_name"],
-        token_encoding=options["token_encoding"],
-        docs=options["docs"],
-        log=options["log"],
-    )
-    served = served_models(
-        models, folder=options["models_dir"], aliases=options["aliases"], download=options["download"]
-    )
-    model_options = ModelOptions(
-        n_threads=options["n_threads"],
-        n_batch=options["n_batch"],
-        gpu_layers=options["gpu_layers"],
-        kv_type=options["kv_type"],
-        deterministic=options["deterministic"],
-        max_tokens=options["max_tokens"],
-        cache=options["cache"] or None,
-    )
-    keep_alive = options["keep_alive"]
-    app = build(
-        served,
-        settings,
-        model_options,
-        memory_limit=options["memory_limit"],
-        keep_alive=FOREVER if keep_alive is None else keep_alive,
-    )
+    settings = replace(settings, api_keys=_keys(settings.api_keys, api_key_file))
+    served = served_models(models, folder=models_dir, aliases=aliases, download=download)
+    app = build(served, settings, options, memory_limit=memory_limit, keep_alive=keep_alive)
     listening = listen(settings)  # an address that is taken is said before models are loaded
     where = address(listening)
 

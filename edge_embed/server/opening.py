@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
-from edge_embed.cache import EmbeddingCache
 from edge_embed.embedder import Embedder
 from edge_embed.progress import Progress
 from edge_embed.registry import Model, Served
@@ -13,21 +12,7 @@ from edge_embed.reranker import Reranker
 from edge_embed.running import Backend, compute
 from edge_embed.scheduler import Scheduler
 from edge_embed.server.metrics import Metrics
-from edge_embed.server.settings import ServerSettings
-from edge_embed.types import KvType
-
-
-@dataclass(frozen=True, slots=True)
-class ModelOptions:
-    """How models are run; see ``Embedder``."""
-
-    n_threads: int | None = None
-    n_batch: int | None = None
-    gpu_layers: int | None = None
-    kv_type: KvType = "f16"
-    deterministic: bool = False
-    max_tokens: int | None = None
-    cache: EmbeddingCache | str | Path | bool | None = None
+from edge_embed.server.settings import ModelOptions, ServerSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,28 +25,7 @@ class ModelOpener:
 
     def __call__(self, served: Served) -> tuple[Model, Scheduler]:
         """The model in memory and its scheduler. Raises as ``Embedder``."""
-        options = self.options
-        model: Model
-        if served.kind == "reranker":
-            model = Reranker(
-                served.path,
-                n_threads=options.n_threads,
-                n_batch=options.n_batch,
-                gpu_layers=options.gpu_layers,
-                cache=options.cache,
-                max_tokens=options.max_tokens,
-            )
-        else:
-            model = Embedder(
-                served.path,
-                n_threads=options.n_threads,
-                n_batch=options.n_batch,
-                gpu_layers=options.gpu_layers,
-                kv_type=options.kv_type,
-                deterministic=options.deterministic,
-                cache=options.cache,
-                max_tokens=options.max_tokens,
-            )
+        model = opened(served, self.options)
         try:
             warm_up(model)
             return model, self.scheduler(served, model)
@@ -78,6 +42,20 @@ class ModelOpener:
             report=lambda report: self.metrics.batch(served.name, report),
             name=f"edge-embed {served.name}"[:60],
         )
+
+
+def opened(served: Served, options: ModelOptions) -> Model:
+    """The model in memory. Raises as ``Embedder``."""
+    both: dict[str, Any] = {
+        "n_threads": options.n_threads,
+        "n_batch": options.n_batch,
+        "gpu_layers": options.gpu_layers,
+        "max_tokens": options.max_tokens,
+        "cache": options.cache,
+    }
+    if served.kind == "reranker":
+        return Reranker(served.path, **both)
+    return Embedder(served.path, **both, kv_type=options.kv_type, deterministic=options.deterministic)
 
 
 def warm_up(model: Model) -> None:

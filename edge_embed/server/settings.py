@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from edge_embed.errors import ServerSettingsError
+
+if TYPE_CHECKING:  # commands read this module, and they load no NumPy
+    from pathlib import Path
+
+    from edge_embed.cache import EmbeddingCache
+    from edge_embed.types import KvType
 
 DEFAULT_PORT: Final = 11435
 LONGEST_SECONDS: Final = 1_000_000
@@ -109,3 +115,16 @@ class ServerSettings:
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return False
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptions:
+    """How models are run; see ``Embedder``."""
+
+    n_threads: int | None = None
+    n_batch: int | None = None
+    gpu_layers: int | None = None
+    kv_type: KvType = "f16"
+    deterministic: bool = False
+    max_tokens: int | None = None
+    cache: EmbeddingCache | str | Path | bool | None = None

@@ -17,8 +17,8 @@ from edge_embed.registry import FOREVER, Kind, Registry, Served
 from edge_embed.server.app import create_app
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
-from edge_embed.server.opening import ModelOpener, ModelOptions
-from edge_embed.server.settings import ServerSettings
+from edge_embed.server.opening import ModelOpener
+from edge_embed.server.settings import ModelOptions, ServerSettings
 from edge_embed.server.token_ids import read_table
 
 

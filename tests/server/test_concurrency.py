@@ -7,17 +7,16 @@ import base64
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import numpy as np
-import pytest
 
 from edge_embed import Embedder
 from edge_embed.types import AnyArray, EmbedResult, Precision
-from tests.serving import Running, fake_server, real_server
+from tests.serving import Running, fake_server
 from tests.stepped import SteppedEngine
 
 PATIENCE = 60.0
@@ -35,20 +34,6 @@ DTYPES: dict[str, tuple[Precision, Any]] = {
     "binary": ("binary", np.int8),
     "ubinary": ("ubinary", np.uint8),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Running]:
-    """The bundled model."""
-    with real_server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def library() -> Iterator[Embedder]:
-    """The same without a server."""
-    with Embedder(n_threads=1) as embedder:
-        yield embedder
 
 
 @dataclass(frozen=True)
@@ -109,14 +94,14 @@ def assert_same(asked: Asked, found: AnyArray, embedder: Embedder) -> None:
     assert np.array_equal(found, expected), asked
 
 
-def test_64_clients_each_get_their_own_vectors(server: Running, library: Embedder) -> None:
+def test_64_clients_each_get_their_own_vectors(real: Running, library: Embedder) -> None:
     """Of mixed sizes, prompts, dimensions and types, all at once; token counts, too."""
     chances = [random.Random(i) for i in range(CLIENTS)]
     asked = [[Asked.some(chance, f"client {i} asks {k}") for k in range(4)] for i, chance in enumerate(chances)]
 
     async def everybody() -> list[list[dict[str, Any]]]:
         limits = httpx.Limits(max_connections=CLIENTS)
-        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE, limits=limits) as client:
+        async with httpx.AsyncClient(base_url=real.url, timeout=PATIENCE, limits=limits) as client:
 
             async def one(requests: list[Asked]) -> list[dict[str, Any]]:
                 answers = []
@@ -132,10 +117,10 @@ def test_64_clients_each_get_their_own_vectors(server: Running, library: Embedde
         for request, answer in zip(requests, answers, strict=True):
             assert_same(request, request.read(answer), library)
             assert answer["usage"]["prompt_tokens"] == request.computed(library).usage.n_tokens
-    until(lambda: is_quiet(server))
+    until(lambda: is_quiet(real))
 
 
-def test_clients_that_vanish_leave_the_others_their_answers(server: Running, library: Embedder) -> None:
+def test_clients_that_vanish_leave_the_others_their_answers(real: Running, library: Embedder) -> None:
     chance = random.Random(1)
     leaving = [
         {"input": [" ".join(["leaving", str(i), str(k), *chance.choices(WORDS, k=20)]) for k in range(300)]}
@@ -144,14 +129,14 @@ def test_clients_that_vanish_leave_the_others_their_answers(server: Running, lib
     staying = [Asked.some(chance, f"stays {i}") for i in range(16)]
 
     async def vanish(body: dict[str, Any], seconds: float) -> None:
-        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(base_url=real.url, timeout=PATIENCE) as client:
             task = asyncio.create_task(client.post("/v1/embeddings", json=body))
             await asyncio.sleep(seconds)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
     async def everybody() -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as client:
+        async with httpx.AsyncClient(base_url=real.url, timeout=PATIENCE) as client:
             gone = [asyncio.create_task(vanish(body, 0.02 * i)) for i, body in enumerate(leaving)]
             found = await asyncio.gather(*(client.post("/v1/embeddings", json=one.body) for one in staying))
             await asyncio.gather(*gone)
@@ -160,7 +145,7 @@ def test_clients_that_vanish_leave_the_others_their_answers(server: Running, lib
     for request, answer in zip(staying, asyncio.run(everybody()), strict=True):
         assert answer.status_code == 200, answer.text
         assert_same(request, request.read(answer.json()), library)
-    until(lambda: is_quiet(server))
+    until(lambda: is_quiet(real))
 
 
 def test_the_texts_of_a_client_that_left_are_not_computed() -> None:

@@ -18,7 +18,6 @@ from langchain_core.documents import Document
 from edge_embed import Reranker
 from edge_embed.testing import FakeEngine, fake_reranker
 from tests.serving import FAKES, QUIET, Running, fake_server, real_server
-from tests.tiny_gguf import gguf_bytes, tiny_reranker
 
 EMBED, RERANKER = FAKES
 ROUTES = ["/rerank", "/v1/rerank", "/v2/rerank", "/api/rerank"]
@@ -30,25 +29,10 @@ RANKED = list(zip(ORDER, SCORES, strict=True))
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny causal reranker of yes and no."""
-    path = tmp_path_factory.mktemp("rerank") / "tiny-reranker.gguf"
-    path.write_bytes(gguf_bytes(*tiny_reranker()))
-    return path
-
-
-@pytest.fixture(scope="module")
-def real(model: Path) -> Iterator[Running]:
-    """That, beside the bundled embedding model."""
-    with real_server("all-minilm-l6-v2", str(model)) as server:
+def real(reranker_path: Path) -> Iterator[Running]:
+    """A tiny causal reranker of yes and no, beside the bundled embedding model."""
+    with real_server("all-minilm-l6-v2", f"tiny-reranker={reranker_path}") as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def library(model: Path) -> Iterator[Reranker]:
-    """The same in this process."""
-    with Reranker(model, n_threads=1) as reranker:
-        yield reranker
 
 
 def post(server: Running, path: str, **body: Any) -> Any:
@@ -247,38 +231,38 @@ TEXTS = ["the cat sat on the mat", "", "good morning", "the cat sat on the mat",
 
 @pytest.mark.parametrize("raw_scores", [False, True])
 @pytest.mark.parametrize("path", ROUTES)
-def test_order_and_scores_are_the_librarys(path: str, raw_scores: bool, real: Running, library: Reranker) -> None:
-    expected = library.rank(QUERY, TEXTS, raw_scores=raw_scores)
+def test_order_and_scores_are_the_librarys(path: str, raw_scores: bool, real: Running, reranker: Reranker) -> None:
+    expected = reranker.rank(QUERY, TEXTS, raw_scores=raw_scores)
     found = post(real, path, query=QUERY, documents=TEXTS, raw_scores=raw_scores)["results"]
     assert [one["index"] for one in found] == [one.index for one in expected]
     assert [one["relevance_score"] for one in found] == pytest.approx([one.score for one in expected], abs=1e-6)
     assert found[0]["relevance_score"] > found[-1]["relevance_score"]
 
 
-def test_equal_documents_stay_in_their_order_even_where_scores_are_all_one(real: Running, library: Reranker) -> None:
+def test_equal_documents_stay_in_their_order_even_where_scores_are_all_one(real: Running, reranker: Reranker) -> None:
     found = [one["index"] for one in post(real, "/rerank", query=QUERY, documents=TEXTS)["results"]]
     assert found.index(0) + 1 == found.index(3)
-    logits = library.predict([(QUERY, text) for text in TEXTS], raw_scores=True)
+    logits = reranker.predict([(QUERY, text) for text in TEXTS], raw_scores=True)
     assert found == np.argsort(-logits, kind="stable").tolist()
 
 
 @pytest.mark.parametrize("name", ["instruction", "instruct"])
-def test_an_instruction_is_the_models(name: str, real: Running, library: Reranker) -> None:
-    expected = library.rank(QUERY, TEXTS, instruction="Find the animal")
+def test_an_instruction_is_the_models(name: str, real: Running, reranker: Reranker) -> None:
+    expected = reranker.rank(QUERY, TEXTS, instruction="Find the animal")
     found = post(real, "/v1/rerank", query=QUERY, documents=TEXTS, **{name: "Find the animal"})["results"]
     assert [one["relevance_score"] for one in found] == pytest.approx([one.score for one in expected], abs=1e-6)
-    assert expected[0].score != pytest.approx(library.rank(QUERY, TEXTS)[0].score, abs=1e-4)
+    assert expected[0].score != pytest.approx(reranker.rank(QUERY, TEXTS)[0].score, abs=1e-4)
 
 
-def test_usage_counts_real_tokens(real: Running, library: Reranker) -> None:
-    expected = library.score([(QUERY, text) for text in TEXTS]).usage.n_tokens
+def test_usage_counts_real_tokens(real: Running, reranker: Reranker) -> None:
+    expected = reranker.score([(QUERY, text) for text in TEXTS]).usage.n_tokens
     assert post(real, "/v1/rerank", query=QUERY, documents=TEXTS)["usage"]["total_tokens"] == expected
 
 
-def test_teis_predictions_are_named_yes(real: Running, library: Reranker) -> None:
+def test_teis_predictions_are_named_yes(real: Running, reranker: Reranker) -> None:
     (found,) = post(real, "/predict", inputs=[QUERY, TEXTS[0]])
     assert found["label"] == "yes"
-    assert found["score"] == pytest.approx(float(library.predict([(QUERY, TEXTS[0])])[0]), abs=1e-6)
+    assert found["score"] == pytest.approx(float(reranker.predict([(QUERY, TEXTS[0])])[0]), abs=1e-6)
     info = httpx.get(f"{real.url}/info", params={"model": "tiny-reranker"}).json()
     assert info["model_type"] == {"reranker": {"id2label": {"0": "yes"}, "label2id": {"yes": 0}}}
 

@@ -13,7 +13,7 @@ import pytest
 from edge_embed.cli.serve import serve
 from edge_embed.errors import ServerSettingsError, exit_code
 from edge_embed.server import running, start
-from edge_embed.server.settings import ORIGINS, ServerSettings
+from edge_embed.server.settings import ORIGINS, ModelOptions, ServerSettings
 from edge_embed.server.token_ids import ENCODINGS, read_table
 from tests import commands
 
@@ -103,6 +103,12 @@ log = "json"
     assert settings.api_keys == ("a", "b")
     assert settings.origins == (*ORIGINS, "https://notes.example")
     assert (settings.max_body_bytes, settings.body_timeout, settings.idle_timeout) == (13_000_000, 60.0, 21.5)
+
+
+def test_what_is_not_said_is_the_default(run: Any) -> None:
+    started = run()
+    assert started["settings"] == ServerSettings(port=0)
+    assert started["options"] == ModelOptions()
 
 
 @pytest.mark.parametrize(
