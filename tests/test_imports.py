@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,8 +28,8 @@ LAYERS = (
     ("inputs", "jobs", "planning", "running", "waiting"),
     ("embedder", "reranker"),
     ("scheduler", "testing", "tokens", "two_stage"),
-    ("registry",),
-    ("corpus", "integrations"),
+    ("registry", "search"),
+    ("integrations",),
     ("server",),
     ("cli",),
 )
@@ -149,6 +150,15 @@ def test_every_module_has_a_place() -> None:
     """A new module is put into the table before it is used."""
     homes = {path.relative_to(ROOT / "edge_embed").with_suffix("").parts[0] for path in ROOT.glob("edge_embed/**/*.py")}
     assert homes - {"__init__"} <= RANK.keys()
+
+
+def test_the_description_has_the_same_table() -> None:
+    """ARCHITECTURE.md's rows, and the modules that it calls pure."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    section = text.split("\n## The import rule\n")[1].split("\n## ")[0]
+    assert tuple(tuple(line.strip().split(", ")) for line in section.splitlines() if line.startswith("    ")) == LAYERS
+    pure = section.split("no dependency. ")[1].split(" compute and do nothing else")[0]
+    assert sorted(re.findall(r"`(\w+)`", pure)) == sorted(PURE)
 
 
 def test_arrows_point_down() -> None:
