@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +40,6 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def path(reranker_path: Path) -> Path:
-    return reranker_path
-
-
-@pytest.fixture(scope="module")
-def reranker(path: Path) -> Iterator[Reranker]:
-    with Reranker(path, n_threads=1) as opened:
-        yield opened
-
-
 def run(*arguments: str | Path, stdin: str | None = None) -> Result:
     return CliRunner().invoke(main, ["rerank", *map(str, arguments)], input=stdin, prog_name="edge-embed")
 
@@ -58,9 +47,11 @@ def run(*arguments: str | Path, stdin: str | None = None) -> Result:
 # One stage
 
 
-def test_the_command_prints_the_documents_from_best_to_worst(path: Path, reranker: Reranker, tmp_path: Path) -> None:
+def test_the_command_prints_the_documents_from_best_to_worst(
+    reranker_path: Path, reranker: Reranker, tmp_path: Path
+) -> None:
     def run(*arguments: str) -> list[dict[str, Any]]:
-        result = CliRunner().invoke(main, ["rerank", "-m", str(path), "--threads", "1", *arguments])
+        result = CliRunner().invoke(main, ["rerank", "-m", str(reranker_path), "--threads", "1", *arguments])
         assert result.exit_code == 0, result.output
         return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -78,21 +69,23 @@ def test_the_command_prints_the_documents_from_best_to_worst(path: Path, reranke
     assert raw[0]["score"] > 1
 
 
-def test_the_command_says_what_was_cut(path: Path) -> None:
-    result = CliRunner().invoke(main, ["rerank", "-m", str(path), "--max-tokens", "120", "-k", "1", "q", *DOCUMENTS])
+def test_the_command_says_what_was_cut(reranker_path: Path) -> None:
+    result = CliRunner().invoke(
+        main, ["rerank", "-m", str(reranker_path), "--max-tokens", "120", "-k", "1", "q", *DOCUMENTS]
+    )
     assert "note: 1 of 6 documents was cut, so that the pair has 120 tokens" in result.stderr
     assert len(result.stdout.splitlines()) == 1
 
 
-def test_show_and_doctor_know_a_reranker(path: Path) -> None:
-    shown = CliRunner().invoke(main, ["show", str(path)])
+def test_show_and_doctor_know_a_reranker(reranker_path: Path) -> None:
+    shown = CliRunner().invoke(main, ["show", str(reranker_path)])
     assert shown.exit_code == 0
     assert "of pairs, probabilities" in shown.stdout
     assert "Find the answer" in shown.stdout
-    found = json.loads(CliRunner().invoke(main, ["show", "--json", str(path)]).stdout)
+    found = json.loads(CliRunner().invoke(main, ["show", "--json", str(reranker_path)]).stdout)
     assert found["rerank"]["activation"] == "sigmoid"
     assert found["problem"] is None
-    checked = CliRunner().invoke(main, ["doctor", "-m", str(path)])
+    checked = CliRunner().invoke(main, ["doctor", "-m", str(reranker_path)])
     assert "reranking" in checked.stdout
     assert "second in" in checked.stdout
 
@@ -103,7 +96,7 @@ def test_the_command_refuses_an_embedding_model(qwen3_path: Path) -> None:
     assert "is an embedding model" in result.stderr
 
 
-def test_a_lora_adapter_is_added_to_the_reranker(path: Path, reranker: Reranker, tmp_path: Path) -> None:
+def test_a_lora_adapter_is_added_to_the_reranker(reranker_path: Path, reranker: Reranker, tmp_path: Path) -> None:
     """The scores are those of the merged weights."""
     metadata, tensors = tiny_reranker()
     name, random = "blk.0.attn_q.weight", np.random.default_rng(3)
@@ -120,26 +113,26 @@ def test_a_lora_adapter_is_added_to_the_reranker(path: Path, reranker: Reranker,
     (tmp_path / "m.gguf").write_bytes(gguf_bytes(metadata, merged))
     with Reranker(tmp_path / "m.gguf", n_threads=1) as other:
         expected = np.asarray(other.predict("a query", DOCUMENTS, raw_scores=True))
-    with Reranker(path, n_threads=1, lora=tmp_path / "a.gguf", lora_scale=0.5) as adapted:
+    with Reranker(reranker_path, n_threads=1, lora=tmp_path / "a.gguf", lora_scale=0.5) as adapted:
         found = np.asarray(adapted.predict("a query", DOCUMENTS, raw_scores=True))
     plain = np.asarray(reranker.predict("a query", DOCUMENTS, raw_scores=True))
     np.testing.assert_allclose(found, expected, atol=0.02)
     assert np.abs(plain - expected).max() > 0.2
-    result = run("-m", path, "--lora", f"{tmp_path / 'a.gguf'}:0.5", "--raw-scores", "a query", *DOCUMENTS)
+    result = run("-m", reranker_path, "--lora", f"{tmp_path / 'a.gguf'}:0.5", "--raw-scores", "a query", *DOCUMENTS)
     scores = {line["index"]: line["score"] for line in map(json.loads, result.stdout.splitlines())}
     np.testing.assert_allclose([scores[i] for i in range(len(DOCUMENTS))], found, atol=1e-3)
 
 
-def test_a_limit_under_which_no_pair_fits_is_refused_at_once(path: Path, reranker: Reranker) -> None:
+def test_a_limit_under_which_no_pair_fits_is_refused_at_once(reranker_path: Path, reranker: Reranker) -> None:
     """And the smallest that does is named."""
     own = reranker.tokenize("", "a").n_tokens
     for limit in (4, own - 1):
         with pytest.raises(InvalidOptionError, match=f"max_tokens is {limit}, and .* has {own} tokens") as caught:
-            Reranker(path, max_tokens=limit)
+            Reranker(reranker_path, max_tokens=limit)
         assert caught.value.hint == f"give at least {own}, and as many more as queries and documents need"
-    with Reranker(path, max_tokens=own, n_threads=1) as smallest:
+    with Reranker(reranker_path, max_tokens=own, n_threads=1) as smallest:
         assert smallest.tokenize("", "a").token_ids.tolist() == reranker.tokenize("", "a").token_ids.tolist()
-    result = run("-m", path, "--max-tokens", "4", "q", "a")
+    result = run("-m", reranker_path, "--max-tokens", "4", "q", "a")
     assert (result.exit_code, f"give at least {own}" in result.stderr) == (2, True)
 
 
@@ -284,13 +277,24 @@ def embedder_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("instruction", [None, "Find cats"])
 def test_candidates_are_found_and_reranked(
-    instruction: str | None, path: Path, reranker: Reranker, embedder_path: Path, corpus: Path, tmp_path: Path
+    instruction: str | None, reranker_path: Path, reranker: Reranker, embedder_path: Path, corpus: Path, tmp_path: Path
 ) -> None:
     with Embedder(embedder_path, n_threads=1) as embedder:
         vectors = embedder.encode_document(BODY)
         cosines = embedder.similarity(embedder.encode_query(["the cat"], instruction=instruction), vectors)[0]
     best = np.argsort(-cosines, kind="stable")
-    options = ["--embedder", embedder_path, "--reranker", path, "--threads", "1", "-f", corpus, "--field", "body"]
+    options = [
+        "--embedder",
+        embedder_path,
+        "--reranker",
+        reranker_path,
+        "--threads",
+        "1",
+        "-f",
+        corpus,
+        "--field",
+        "body",
+    ]
     options += ["--instruction", instruction] if instruction else []
     result = run("the cat", *options, "--candidates", "12", "-k", "4", "--no-progress")
     assert result.exit_code == 0, result.output
@@ -310,7 +314,7 @@ def test_candidates_are_found_and_reranked(
 
 
 def test_both_stages_show_their_progress(
-    path: Path, embedder_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+    reranker_path: Path, embedder_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of as many texts as there are, and as many pairs as there are different candidates."""
     counted: dict[tuple[str, bool], int] = {}
@@ -319,24 +323,36 @@ def test_both_stages_show_their_progress(
         counted[self._label, self._enabled] = counted.get((self._label, self._enabled), 0) + n
 
     monkeypatch.setattr("edge_embed.progress.Progress.advance", advance)
-    options = ["--embedder", embedder_path, "-m", path, "-f", corpus, "--field", "body", "--threads", "1", "--progress"]
+    options = [
+        "--embedder",
+        embedder_path,
+        "-m",
+        reranker_path,
+        "-f",
+        corpus,
+        "--field",
+        "body",
+        "--threads",
+        "1",
+        "--progress",
+    ]
     assert run("q", *options, "--candidates", "30").exit_code == 0
     assert {key: n for key, n in counted.items() if key[1]} == {("embedding", True): 30, ("reranking", True): 6}
 
 
-def test_what_each_stage_cut_is_said(path: Path, embedder_path: Path, corpus: Path) -> None:
-    options = ["--embedder", embedder_path, "-m", path, "-f", corpus, "--field", "body", "--threads", "1"]
+def test_what_each_stage_cut_is_said(reranker_path: Path, embedder_path: Path, corpus: Path) -> None:
+    options = ["--embedder", embedder_path, "-m", reranker_path, "-f", corpus, "--field", "body", "--threads", "1"]
     result = run("q", *options, "--max-tokens", "200", "--candidates", "30")
     assert "were cut, so that the pair has 200 tokens" in result.stderr
     assert "to be embedded" not in result.stderr
     assert len(result.stdout.splitlines()) == 30
-    empty = run("q", "--embedder", embedder_path, "-m", path, stdin="")
+    empty = run("q", "--embedder", embedder_path, "-m", reranker_path, stdin="")
     assert (empty.exit_code, empty.stdout, empty.stderr) == (0, "", "note: the input holds no documents\n")
 
 
-def test_as_many_are_reranked_as_are_to_be_printed(path: Path, embedder_path: Path) -> None:
+def test_as_many_are_reranked_as_are_to_be_printed(reranker_path: Path, embedder_path: Path) -> None:
     lines = "".join(f"{i}\n" for i in range(130))
-    options = ["--embedder", embedder_path, "-m", path, "--threads", "1"]
+    options = ["--embedder", embedder_path, "-m", reranker_path, "--threads", "1"]
     for more, n in (([], 100), (["-k", "120"], 120)):
         assert len(run("q", *options, *more, stdin=lines).stdout.splitlines()) == n
 
@@ -355,17 +371,17 @@ def test_as_many_are_reranked_as_are_to_be_printed(path: Path, embedder_path: Pa
     ],
 )
 def test_what_does_not_fit_together_is_refused(
-    options: list[str], code: int, said: str, path: Path, embedder_path: Path, corpus: Path
+    options: list[str], code: int, said: str, reranker_path: Path, embedder_path: Path, corpus: Path
 ) -> None:
-    named = [option.format(reranker=path, embedder=embedder_path) for option in options]
-    result = run("q", "-m", path, *named, "-f", corpus, "--field", "body")
+    named = [option.format(reranker=reranker_path, embedder=embedder_path) for option in options]
+    result = run("q", "-m", reranker_path, *named, "-f", corpus, "--field", "body")
     assert result.exit_code == code, result.output
     assert said in result.stderr
     assert result.stdout == ""
 
 
 def test_what_goes_wrong_in_the_second_stage_does_so_before_the_first(
-    path: Path, embedder_path: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reranker_path: Path, embedder_path: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And so does a file of vectors that belongs to another corpus."""
 
@@ -374,7 +390,7 @@ def test_what_goes_wrong_in_the_second_stage_does_so_before_the_first(
 
     monkeypatch.setattr("edge_embed.embedder.Embedder", refuse)
     np.save(tmp_path / "v.npy", np.ones((7, 32), np.float32))
-    options = ["-m", path, "--embedder", embedder_path, "-f", corpus, "--field", "body"]
+    options = ["-m", reranker_path, "--embedder", embedder_path, "-f", corpus, "--field", "body"]
     for more, said in (
         (["--instruction", "x" * 5000], "leaves no room"),
         (["--vectors", tmp_path / "v.npy"], "there are 30 texts and 7 vectors"),
@@ -385,11 +401,23 @@ def test_what_goes_wrong_in_the_second_stage_does_so_before_the_first(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_an_interrupt_ends_it_tidily(path: Path, embedder_path: Path, tmp_path: Path) -> None:
+def test_an_interrupt_ends_it_tidily(reranker_path: Path, embedder_path: Path, tmp_path: Path) -> None:
     """In the midst of the first stage: exit code 130, one line, no output."""
     pipe = tmp_path / "corpus.txt"
     os.mkfifo(pipe)
-    command = [sys.executable, "-c", INTERRUPTIBLE, "rerank", "q", "--embedder", embedder_path, "-m", path, "-f", pipe]
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPTIBLE,
+        "rerank",
+        "q",
+        "--embedder",
+        embedder_path,
+        "-m",
+        reranker_path,
+        "-f",
+        pipe,
+    ]
     with (
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process,
         pipe.open("wb") as writer,  # waits until the other end is opened, which the first stage does

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,12 @@ DOCUMENTS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def path(reranker_path: Path) -> Path:
-    return reranker_path
-
-
-@pytest.fixture(scope="module")
-def reranker(path: Path) -> Iterator[Reranker]:
-    with Reranker(path, n_threads=1) as opened:
-        yield opened
-
-
 # Scores
 
 
-def test_a_score_is_the_softmax_over_the_head_s_two_rows_of_the_last_hidden_state(path: Path, tmp_path: Path) -> None:
+def test_a_score_is_the_softmax_over_the_head_s_two_rows_of_the_last_hidden_state(
+    reranker_path: Path, tmp_path: Path
+) -> None:
     """The same file as an embedding model gives the hidden state; NumPy does the rest."""
     metadata, tensors = tiny_reranker()
     head = tensors.pop("cls.output.weight").astype(np.float64)
@@ -72,7 +63,7 @@ def test_a_score_is_the_softmax_over_the_head_s_two_rows_of_the_last_hidden_stat
         hidden = embedder.encode(texts, normalize=False).astype(np.float64)
     logits = hidden @ head.T
     expected = np.exp(logits[:, 0]) / np.exp(logits).sum(axis=1)
-    with Reranker(path, n_threads=1) as opened:
+    with Reranker(reranker_path, n_threads=1) as opened:
         np.testing.assert_allclose(opened.predict(query, DOCUMENTS), expected, rtol=1e-3, atol=1e-5)
 
 
@@ -126,7 +117,7 @@ def test_an_instruction_changes_the_scores_and_the_default_does_not(reranker: Re
     assert not np.allclose(reranker.predict("q", DOCUMENTS, instruction="Find what contradicts it"), plain)
 
 
-def test_the_labels_may_stand_in_either_order(path: Path, reranker: Reranker, tmp_path: Path) -> None:
+def test_the_labels_may_stand_in_either_order(reranker_path: Path, reranker: Reranker, tmp_path: Path) -> None:
     metadata, tensors = tiny_reranker()
     metadata["qwen3.classifier.output_labels"] = ["no", "yes"]
     tensors["cls.output.weight"] = tensors["cls.output.weight"][::-1]
@@ -136,8 +127,8 @@ def test_the_labels_may_stand_in_either_order(path: Path, reranker: Reranker, tm
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q8_0"])
-def test_a_head_of_each_type_is_read_as_gguf_py_wrote_it(kind: str, path: Path, tmp_path: Path) -> None:
-    info = read_model_info(read_header(path))
+def test_a_head_of_each_type_is_read_as_gguf_py_wrote_it(kind: str, reranker_path: Path, tmp_path: Path) -> None:
+    info = read_model_info(read_header(reranker_path))
     rows = np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32)
     data = quantize(rows, GGMLQuantizationType[kind])
     (tmp_path / "rows").write_bytes(b"x" * 7 + data.tobytes())
@@ -419,8 +410,8 @@ def test_a_head_that_overflows_is_an_error_and_the_next_call_is_right(tmp_path: 
         broken.predict("q", ["a"])
 
 
-def test_a_file_that_shrank_is_noticed(path: Path, tmp_path: Path) -> None:
-    info = read_model_info(read_header(path))
-    (tmp_path / "x.gguf").write_bytes(path.read_bytes()[:3000])
+def test_a_file_that_shrank_is_noticed(reranker_path: Path, tmp_path: Path) -> None:
+    info = read_model_info(read_header(reranker_path))
+    (tmp_path / "x.gguf").write_bytes(reranker_path.read_bytes()[:3000])
     with pytest.raises(ModelFileError, match="ends inside its head"):
         LlamaEngine(type(info)(**{**_fields(info), "path": str(tmp_path / "x.gguf")}))

@@ -147,7 +147,7 @@ def test_every_accepted_request_is_answered_under_load(sig: int) -> None:
 
 
 def long_request(url: str, done: list[object]) -> threading.Thread:
-    """A request of many texts, which one thread computes for seconds."""
+    """A request of many texts, which one thread computes for seconds; it is under way."""
 
     def ask() -> None:
         texts = [f"{i} " + "a long text about many things " * 40 for i in range(1500)]
@@ -158,6 +158,8 @@ def long_request(url: str, done: list[object]) -> threading.Thread:
 
     thread = threading.Thread(target=ask)
     thread.start()
+    while "under_way 1.0" not in httpx.get(f"{url}/metrics").text:
+        time.sleep(0.01)
     return thread
 
 
@@ -166,8 +168,6 @@ def test_draining_has_a_limit_and_the_client_is_told() -> None:
         url = server.wait_for(r"serving .* on (http://\S+)$")
         done: list[object] = []
         thread = long_request(url, done)
-        while "under_way 1.0" not in httpx.get(f"{url}/metrics").text:
-            time.sleep(0.01)
         assert server.end() == 0
         thread.join(30)
     assert done == [503]
@@ -179,8 +179,6 @@ def test_a_second_signal_ends_at_once() -> None:
         url = server.wait_for(r"serving .* on (http://\S+)$")
         done: list[object] = []
         thread = long_request(url, done)
-        while "under_way 1.0" not in httpx.get(f"{url}/metrics").text:
-            time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("ending")
         assert server.end() == 128 + signal.SIGTERM

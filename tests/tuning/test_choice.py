@@ -111,16 +111,24 @@ def test_another_library_that_was_changed_since_is_not_used(info: ModelInfo, oth
     assert None is tune.choice(info)
 
 
-def test_a_process_loads_the_library_that_was_chosen(info: ModelInfo, other_library: Path, empty_cache: Path) -> None:
-    tune.keep(info, chosen(library=str(other_library), n_batch=100))
+def in_a_process(info: ModelInfo, cache: Path, printed: str) -> subprocess.CompletedProcess[str]:
+    """A process that opens the model as ``e`` and prints the library that it has loaded, and these expressions."""
     program = (
         "import sys; from edge_embed import Embedder; from edge_embed.engine import bindings\n"
-        "e = Embedder(sys.argv[1]); print(bindings.load().library, e.backend.engine.limits.n_batch, len(e.encode('a')))"
+        f"e = Embedder(sys.argv[1]); print(bindings.load().library, {printed})"
     )
-    environment = {**os.environ, "EDGE_EMBED_CACHE": str(empty_cache)}
-    done = subprocess.run(
-        [sys.executable, "-c", program, info.path], env=environment, capture_output=True, text=True, check=True
+    return subprocess.run(
+        [sys.executable, "-c", program, info.path],
+        env={**os.environ, "EDGE_EMBED_CACHE": str(cache)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
+
+
+def test_a_process_loads_the_library_that_was_chosen(info: ModelInfo, other_library: Path, empty_cache: Path) -> None:
+    tune.keep(info, chosen(library=str(other_library), n_batch=100))
+    done = in_a_process(info, empty_cache, "e.backend.engine.limits.n_batch, len(e.encode('a'))")
     library = other_library / bindings.load().library.name
     assert f"{library} 100 32\n" == done.stdout
 
@@ -131,14 +139,7 @@ def test_a_library_that_was_chosen_and_does_not_load_any_more_is_left(
     """OpenVINO, say, was removed, and with it what the chosen build is linked to."""
     (tmp_path / bindings.load().library.name).write_bytes(b"no library")
     tune.keep(info, chosen(library=str(tmp_path), n_batch=100))
-    program = (
-        "import sys; from edge_embed import Embedder; from edge_embed.engine import bindings\n"
-        "e = Embedder(sys.argv[1]); print(bindings.load().library, len(e.encode('a')))"
-    )
-    environment = {**os.environ, "EDGE_EMBED_CACHE": str(empty_cache)}
-    done = subprocess.run(
-        [sys.executable, "-c", program, info.path], env=environment, capture_output=True, text=True, check=True
-    )
+    done = in_a_process(info, empty_cache, "len(e.encode('a'))")
     assert f"{bindings.load().library} 32\n" == done.stdout
     assert f"the libraries in {tmp_path}, which `edge-embed tune` chose, are not used" in done.stderr
 
