@@ -29,7 +29,7 @@ LAYERS = (
     ("embedder", "reranker"),
     ("scheduler", "testing", "tokens", "two_stage"),
     ("registry", "search"),
-    ("integrations",),
+    ("corpus", "integrations"),
     ("server",),
     ("cli",),
 )
