@@ -10,7 +10,9 @@
     │   ├── InvalidDimensionError  truncate_dim outside 1..model size
     │   ├── UnknownPromptError     a prompt name that the model does not have
     │   ├── InputFileError         a file of texts that cannot be read as asked
-    │   └── ResumeError            an interrupted job that is not the one that was asked for
+    │   ├── ResumeError            an interrupted job that is not the one that was asked for
+    │   ├── DatabaseMissingError   there is no search database at that place
+    │   └── DatabaseMismatchError  a search database that was made with another model, prompt or size
     ├── ModelError                 the model file
     │   ├── ModelNotFoundError     no such file or known model
     │   ├── ModelMissingError      a known model that is not on this machine yet
@@ -29,7 +31,8 @@
     │   ├── CallCancelledError     stopped by the caller
     │   ├── DeadlineExceededError  stopped because its time was up
     │   ├── ComputeError           the engine returned an error code
-    │   └── CacheFileError         the cache of vectors is another file, damaged, or out of reach
+    │   ├── CacheFileError         the cache of vectors is another file, damaged, or out of reach
+    │   └── DatabaseFileError      a search database is damaged, in use, or cannot be written
     ├── HubError                   downloading from the Hugging Face hub
     │   ├── HubNotFoundError       no such repository, revision or file, or it is private
     │   ├── HubAccessError         gated, or the token is missing or not good enough
@@ -126,6 +129,14 @@ class ResumeError(InputError):
     """What an interrupted job left behind does not belong to the job that was asked for."""
 
 
+class DatabaseMissingError(InputError):
+    """There is no search database at that place."""
+
+
+class DatabaseMismatchError(InputError):
+    """A search database was made with another model, prompt, size or way of cutting than is asked for now."""
+
+
 class ModelError(EdgeEmbedError):
     """The model file."""
 
@@ -215,6 +226,10 @@ class ComputeError(EngineError):
 
 class CacheFileError(EngineError):
     """The cache of vectors is another kind of file, damaged, or cannot be used as asked."""
+
+
+class DatabaseFileError(EngineError):
+    """A search database is damaged, something else, in use by another process, or cannot be written."""
 
 
 class HubError(EdgeEmbedError):
@@ -319,6 +334,8 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     UnknownPromptError: (400, 2),
     InputFileError: (400, 2),
     ResumeError: (409, 2),
+    DatabaseMissingError: (404, 2),
+    DatabaseMismatchError: (409, 2),
     ModelNotFoundError: (404, 3),
     ModelMissingError: (404, 3),
     ModelFileError: (500, 3),
@@ -335,6 +352,7 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     DeadlineExceededError: (504, 5),
     ComputeError: (500, 5),
     CacheFileError: (500, 5),
+    DatabaseFileError: (500, 5),
     HubNotFoundError: (404, 6),
     HubAccessError: (403, 6),
     HubUnavailableError: (503, 6),

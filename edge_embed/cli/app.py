@@ -19,6 +19,7 @@ from edge_embed.cli.calibrate import calibrate
 from edge_embed.cli.convert import convert
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
+from edge_embed.cli.index import index
 from edge_embed.cli.mcp import mcp
 from edge_embed.cli.models import list_models, show
 from edge_embed.cli.plan import plan
@@ -26,6 +27,7 @@ from edge_embed.cli.project import project
 from edge_embed.cli.pull import pull
 from edge_embed.cli.quantize import quantize
 from edge_embed.cli.rerank import rerank
+from edge_embed.cli.search import search
 from edge_embed.cli.serve import serve
 from edge_embed.cli.similarity import similarity
 from edge_embed.cli.terminal import mute_stdout, note, say_error
@@ -116,8 +118,8 @@ Examples:
   edge-embed convert ./Qwen3-Embedding-0.6B --type q8_0
 
 \b
-Exit codes: 0 done, 1 doctor found a problem, 2 texts or options, 3 model, 4 conversion or output, 5 engine,
-6 download, 7 server, 70 a bug, 130 interrupted, 141 the reader of the output went away.
+Exit codes: 0 done, 1 doctor found a problem or index skipped files, 2 texts or options, 3 model, 4 conversion or
+output, 5 engine, 6 download, 7 server, 70 a bug, 130 interrupted, 141 the reader of the output went away.
 """,
 )
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
@@ -134,6 +136,8 @@ for _command in (
     embed,
     similarity,
     rerank,
+    index,
+    search,
     serve,
     mcp,
     tokenize,
