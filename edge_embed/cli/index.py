@@ -187,7 +187,7 @@ def _open(path: Path, made: IndexOptions, engine: ModelOptions) -> Iterator[tupl
     """The database, made if it is not there, and its model."""
     from edge_embed.errors import DatabaseMissingError
     from edge_embed.search.database import Database
-    from edge_embed.search.record import check_same, make_record
+    from edge_embed.search.record import check_model, check_same, make_record
 
     record: Record | None = None
     try:
@@ -201,6 +201,8 @@ def _open(path: Path, made: IndexOptions, engine: ModelOptions) -> Iterator[tupl
         made = replace(made, **{name: recorded[name] for name, value in asdict(made).items() if value is None})
     lora, scale = engine.lora
     with engine.open() as embedder:
+        if record is not None:
+            check_model(record, embedder.info, where=str(path))
         asked = make_record(
             embedder,
             model=engine.model,

@@ -82,7 +82,7 @@ class _Walk:
             node, left = waiting.pop()
             tag = node.tag if isinstance(node.tag, str) else ""
             if left:
-                self._parts.append(_after(tag) + (node.tail or ""))
+                self._parts.append(("" if tag == "br" else _after(tag)) + (node.tail or ""))
                 continue
             if not tag or tag in _LEFT_OUT:
                 self._parts.append(" " + (node.tail or ""))

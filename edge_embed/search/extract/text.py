@@ -17,7 +17,7 @@ _MARKS: Final = (  # the longer ones first: UTF-32's begins like UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-# Most of a file's characters that may be none a person reads.
+_LOOKED_AT, _FEW = 8192, 8  # characters of the beginning; control characters that a text may have there
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
@@ -31,13 +31,14 @@ def decode(data: bytes) -> str:
     try:
         text = str(memoryview(data)[start:], encoding)
     except UnicodeDecodeError as error:
-        if b"\x00" in data[:8192]:
+        if b"\x00" in data[:_LOOKED_AT]:
             raise ExtractError("is binary, not text") from None
         raise ExtractError(
             f"is not UTF-8: byte {start + error.start + 1} is 0x{data[start + error.start]:02x}; convert it, "
             "e.g. with `iconv -f LATIN1 -t UTF-8`"
         ) from None
-    if _CONTROL.search(text[:8192]) and len(_CONTROL.findall(text[:8192])) * 50 > len(text[:8192]):
+    head = text[:_LOOKED_AT]
+    if len(_CONTROL.findall(head)) > max(_FEW, len(head) // 50):
         raise ExtractError("is binary, not text")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 

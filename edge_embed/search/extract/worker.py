@@ -16,6 +16,7 @@ from edge_embed.search.extract import EXTRACT_VERSION, UNOPENED, ExtractError, r
 from edge_embed.search.types import Kind, Section
 
 SECONDS: Final = 60.0  # for one file
+_MODULE: Final = __name__  # whose main the child runs
 _MEMORY: Final = 4 << 30  # address space of the child; a file of 50 MB in UCS-4, its sections and their JSON fit
 
 
@@ -63,7 +64,7 @@ class Extractor:
             EngineUnavailableError: no child process can be started.
         """
         if self._child is None:
-            self._child = Child(__name__, "read files")
+            self._child = Child(_MODULE, "read files")
         request = {"path": path, "kind": kind, "known": known, "max_bytes": self._max_bytes}
         try:
             answer = self._child.ask(request, self._seconds)
