@@ -14,9 +14,13 @@ from typing import Any, NoReturn
 import click
 
 import edge_embed
+from edge_embed.cli.bitext import bitext
 from edge_embed.cli.cache import cache
 from edge_embed.cli.calibrate import calibrate
+from edge_embed.cli.classify import classify
+from edge_embed.cli.cluster import cluster
 from edge_embed.cli.convert import convert
+from edge_embed.cli.dedupe import dedupe
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
 from edge_embed.cli.index import index
@@ -138,6 +142,10 @@ for _command in (
     rerank,
     index,
     search,
+    dedupe,
+    cluster,
+    classify,
+    bitext,
     serve,
     mcp,
     tokenize,

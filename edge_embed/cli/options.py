@@ -171,6 +171,7 @@ class EncodeOptions(PromptOptions):
         *,
         normalize: bool | None = None,
         precision: Precision = "float32",
+        show_progress_bar: bool = False,
     ) -> EmbedResult:
         """The vectors of texts and what is known about them."""
         return embedder.embed(
@@ -184,6 +185,7 @@ class EncodeOptions(PromptOptions):
             precision=precision,
             truncate=self.truncate,
             overlap=self.overlap,
+            show_progress_bar=show_progress_bar,
         )
 
 
