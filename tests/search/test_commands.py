@@ -63,9 +63,13 @@ def test_the_second_run_embeds_nothing_and_reports_as_json(indexed: tuple[Path, 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(("-d", "128", "--short", "0"), "dimensions: 384, now 128"),
-     (("--prompt", "x"), 'documents\' prompt: "", now "x"'), (("--query-prompt", "x"), "queries' prompt"), (("--chunk-tokens", "99", "--overlap", "9"), "tokens of a chunk")],
-)  # fmt: skip
+    [
+        (("-d", "128", "--short", "0"), "dimensions: 384, now 128"),
+        (("--prompt", "x"), 'documents\' prompt: "", now "x"'),
+        (("--query-prompt", "x"), "queries' prompt"),
+        (("--chunk-tokens", "99", "--overlap", "9"), "tokens of a chunk"),
+    ],
+)
 def test_index_refuses_another_prompt_and_size(indexed: tuple[Path, Path], options: tuple[str, ...], said: str) -> None:
     done = run("index", indexed[0], "--db", indexed[1], *options)
     assert (2, True) == (done.exit_code, said in done.stderr)
