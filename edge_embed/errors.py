@@ -25,6 +25,7 @@
     │   └── VerificationError      the file that was made does not compute what the checkpoint does
     ├── EngineError                the native library and the machine
     │   ├── EngineUnavailableError llama-cpp-python is missing, or its layout is not the one we know
+    │   ├── EngineBuildError       llama.cpp's libraries could not be built, or put where they belong
     │   ├── EngineMemoryError      a context or batch could not be allocated
     │   ├── EngineClosedError      used after close()
     │   ├── NonFiniteError         the model produced NaN or infinity for named texts
@@ -183,6 +184,10 @@ class EngineError(EdgeEmbedError):
 
 class EngineUnavailableError(EngineError):
     """llama-cpp-python is missing, broken, or of a layout that is not known."""
+
+
+class EngineBuildError(EngineError):
+    """llama.cpp's libraries could not be built, or not be put where they belong."""
 
 
 class EngineMemoryError(EngineError):
@@ -345,6 +350,7 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     OutputFileError: (507, 4),
     VerificationError: (500, 4),
     EngineUnavailableError: (503, 5),
+    EngineBuildError: (500, 5),
     EngineMemoryError: (507, 5),
     EngineClosedError: (503, 5),
     NonFiniteError: (500, 5),

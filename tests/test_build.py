@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -125,67 +124,6 @@ def test_pip_is_told_not_to_use_its_own_cache(cache: Path, tmp_path: Path) -> No
     arguments = (tmp_path / "args").read_text()
     assert "--no-cache-dir" in arguments
     assert f"--no-binary llama-cpp-python llama-cpp-python=={build.LLAMA_CPP_PYTHON}" in arguments
-
-
-def libraries_wheel(folder: Path) -> Path:
-    """A wheel with two libraries, one of them under two names, in a cache entry."""
-    path = folder / "key" / "llama_cpp_python-0-py3-none-any.whl"
-    path.parent.mkdir(parents=True)
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in (("libllama.so", "llama"), ("libggml.so", "ggml"), ("libggml.so.0", "ggml")):
-            archive.writestr(f"llama_cpp/lib/{name}", data)
-        archive.writestr("llama_cpp/llama.py", "no library")
-    return path
-
-
-def test_another_engine_lies_beside_the_installed_one(cache: Path, tmp_path: Path) -> None:
-    """Names of one library are one file: loaded by two names, copies would be two libraries."""
-    folder = build.unpack(libraries_wheel(tmp_path))
-    assert folder == cache / "engines" / "key"
-    assert ["libggml.so", "libggml.so.0", "libllama.so"] == sorted(path.name for path in folder.iterdir())
-    assert (folder / "libggml.so").samefile(folder / "libggml.so.0")
-    assert build.unpack(tmp_path / "key" / "gone.whl") == folder  # it is there already
-
-
-def test_a_wheel_without_libraries_leaves_nothing(cache: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
-        archive.writestr("llama_cpp/llama.py", "")
-    with pytest.raises(build.BuildError, match="no libraries"):
-        build.unpack(tmp_path / "x.whl")
-    assert [] == list((cache / "engines").iterdir())
-
-
-def test_openvino_is_found_where_it_is_installed(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Its flags are part of the build, and of the key; nothing is installed."""
-    python = fake_python(
-        tmp_path,
-        f"""
-        if "-c" in args: print("/site/openvino"); sys.exit()
-        assert "install" not in args
-        (pathlib.Path({str(tmp_path)!r}) / "flags").write_text(__import__("os").environ["CMAKE_ARGS"])
-        folder = pathlib.Path(args[args.index("--wheel-dir") + 1])
-        (folder / "llama_cpp_python-0-py3-none-any.whl").write_bytes(
-            pathlib.Path({str(libraries_wheel(tmp_path))!r}).read_bytes())
-        """,
-    )
-    monkeypatch.setenv("CMAKE_ARGS", "-DGGML_NATIVE=ON")
-    plain = build.cache_key()
-    assert 0 == build.main(["--python", python, "--openvino"])
-    flags = shlex.split((tmp_path / "flags").read_text())
-    assert ["-DGGML_NATIVE=ON", "-DGGML_OPENVINO=ON", "-DOpenVINO_DIR=/site/openvino/cmake"] == flags[-3:]
-    (engine,) = (cache / "engines").iterdir()
-    assert engine.name != plain
-    assert f"{engine}: `edge-embed tune MODEL` considers it." in capsys.readouterr().out
-
-
-def test_without_openvino_there_is_nothing_to_build(
-    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    python = fake_python(tmp_path, "print('')")
-    assert 1 == build.main(["--python", python, "--openvino"])
-    assert "pip install --no-deps openvino" in capsys.readouterr().err
 
 
 def test_a_failure_shows_the_log_and_a_hint(cache: Path, tmp_path: Path) -> None:

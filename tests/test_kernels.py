@@ -33,9 +33,11 @@ class InitParams(ctypes.Structure):
 @cache
 def libraries() -> tuple[Any, Any]:
     """libggml-base and libggml-cpu, with the signatures that are used here."""
-    folder = bindings.load().library.parent
+    lib = bindings.load()
+    folder = lib.library.parent
     base = ctypes.CDLL(str(bindings.library_file(folder, "ggml-base")))
-    cpu = ctypes.CDLL(str(bindings.library_file(folder, "ggml-cpu")))
+    variants = [folder / name for name in lib.backends if "ggml-cpu-" in name]  # of a build for any processor
+    cpu = ctypes.CDLL(str(*variants or [bindings.library_file(folder, "ggml-cpu")]))
     pointers = [c_void_p] * 5
     for library, name, result, arguments in (
         (base, "ggml_init", c_void_p, [InitParams]),

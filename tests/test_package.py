@@ -76,8 +76,10 @@ def test_every_module_is_packed(names: set[str]) -> None:
 
 
 def test_the_data_is_packed(names: set[str]) -> None:
-    """Typing marker, the build's two files, the server's page, every model card and file, and the licences."""
+    """Typing marker, the build's files, the server's page, every model card and file, and the licences."""
     data = {"edge_embed/py.typed", "edge_embed/engine/llama.cmake", "edge_embed/engine/sound_amx.h"}
+    data |= {str(p.relative_to(ROOT)) for p in ROOT.glob("edge_embed/engine/cmake/*")}
+    assert "edge_embed/engine/cmake/CMakePresets.json" in data
     data |= {
         f"edge_embed/models/{p.name}"
         for pattern in ("*.toml", "*.gguf", "NOTICE")

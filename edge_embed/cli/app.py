@@ -23,6 +23,7 @@ from edge_embed.cli.convert import convert
 from edge_embed.cli.dedupe import dedupe
 from edge_embed.cli.doctor import doctor
 from edge_embed.cli.embed import embed
+from edge_embed.cli.engine import engine
 from edge_embed.cli.index import index
 from edge_embed.cli.mcp import mcp
 from edge_embed.cli.models import list_models, show
@@ -162,5 +163,6 @@ for _command in (
     list_models,
     doctor,
     tune,
+    engine,
 ):
     main.add_command(_command)

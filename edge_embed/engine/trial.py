@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_embed.batching import n_common, pack
+from edge_embed.engine import builds
 from edge_embed.engine.child import Answer, Child, ChildDiedError, ChildSilentError, serve
 from edge_embed.engine.probe import timeout_of
 from edge_embed.engine.tune import Settings
@@ -119,7 +120,8 @@ class Trial:
         """
         self.rest()
         used = self._work if self._numbers is None else self._work.first(self._numbers)
-        environment = {"LLAMA_CPP_LIB_PATH": self.settings.library} if self.settings.library else {}
+        library = self.settings.library  # whatever the user's environment names
+        environment = {"LLAMA_CPP_LIB_PATH": library, builds.VARIABLE: ""} if library else {}
         self._child = Child(__name__, _PURPOSE, environment)
         start = time.perf_counter()
         answer = self._ask(

@@ -5,7 +5,6 @@ The search itself is in ``search.py``, a candidate's process in ``trial.py``, wh
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-from edge_embed.engine import bindings, report
+from edge_embed.engine import bindings, builds, report
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.probe import probe
 from edge_embed.engine.search import Coordinate, Found, Judge, Measured, Search, allowed_deviation
@@ -22,7 +21,6 @@ from edge_embed.engine.trial import CandidateFailedError, Trial, Work, deviation
 from edge_embed.engine.tune import Choice, Profile, Settings, keep, untuned
 from edge_embed.engine.tuning_texts import work
 from edge_embed.errors import EngineUnavailableError, InvalidOptionError
-from edge_embed.paths import cache_dir
 from edge_embed.types import ModelInfo
 
 BATCHES: Final = {False: (128, 192, 256, 384, 512, 768, 1024), True: (256, 512, 1024, 2048)}  # encoders, decoders
@@ -85,7 +83,7 @@ def plan(
         info: the model.
         profile: what kind of work it is to be fast at.
         texts: the user's own; built-in ones by default.
-        libraries: folders with other builds of llama.cpp to consider, besides those that ``build.py`` has made.
+        libraries: folders with other builds of llama.cpp to consider, besides those of ``edge-embed engine list``.
         use_extra_bufts: whether repacked weights are known to work.
 
     Raises:
@@ -212,7 +210,6 @@ def _folder(path: Path) -> str:
 
 
 def _installed() -> list[str]:
-    """Engines that were built besides the installed one; see ``build.py``."""
-    with contextlib.suppress(OSError):
-        return [str(path.resolve()) for path in sorted((cache_dir() / "engines").iterdir()) if path.suffix != ".tmp"]
-    return []
+    """Engines that were built beside the one that would be loaded."""
+    ready = [found for found in builds.installed() if isinstance(found, builds.Build) and not found.unfit()]
+    return [str(found.folder) for found in ready if found.folder != bindings.default_folder()]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from edge_embed.engine import bindings, tuner, tuning_texts
+from edge_embed.engine import bindings, builds, tuner, tuning_texts
 from edge_embed.engine.search import Coordinate
 from edge_embed.engine.trial import Call, Work
 from edge_embed.errors import InvalidOptionError
 from edge_embed.types import ModelInfo
+from tests.engines import install
 
 
 def names(planned: tuner.Plan) -> list[str]:
@@ -41,10 +42,16 @@ def test_a_folder_of_libraries_is_one_more_engine(info: ModelInfo) -> None:
     assert "gpu_layers" in names(planned)
 
 
-def test_engines_that_were_built_beside_are_considered(info: ModelInfo, empty_cache: Path) -> None:
-    for name in ("openvino", "half.tmp"):
-        (empty_cache / "engines" / name).mkdir(parents=True)
-    assert ("", str(empty_cache / "engines" / "openvino")) == tuner.plan(info, "mixed").coordinates[0].values
+def test_engines_that_were_built_beside_are_considered(
+    info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that fit this machine; not the one that is used anyway, which is tried as it is."""
+    monkeypatch.setenv("EDGE_EMBED_HOME", str(tmp_path))
+    one, two = (install(name).folder for name in ("one", "two"))
+    install("another-machine", machine="sparc64")
+    assert ("", str(one), str(two)) == tuner.plan(info, "mixed").coordinates[0].values
+    builds.choose("two")
+    assert ("", str(one)) == tuner.plan(info, "mixed").coordinates[0].values
 
 
 def test_a_folder_without_libraries_is_refused(info: ModelInfo, tmp_path: Path) -> None:

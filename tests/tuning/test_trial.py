@@ -62,7 +62,11 @@ def test_a_child_that_dies_is_a_failed_candidate(info: ModelInfo, monkeypatch: p
         Trial(info, REFERENCE, SMALL).load()
 
 
-def test_a_library_that_does_not_load_is_a_failed_candidate(info: ModelInfo, tmp_path: Path) -> None:
+def test_a_library_that_does_not_load_is_a_failed_candidate(
+    info: ModelInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No other one takes its place, not even the one that the user's environment names."""
+    monkeypatch.setenv("EDGE_EMBED_ENGINE", "packaged")
     (tmp_path / bindings.load().library.name).write_bytes(b"no library")
     with pytest.raises(CandidateFailedError, match="cannot be"):
         Trial(info, dataclasses.replace(REFERENCE, library=str(tmp_path)), SMALL).load()
