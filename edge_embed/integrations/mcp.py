@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import edge_embed
 from edge_embed.embedder import Embedder
@@ -24,7 +24,11 @@ with extra("mcp"):
     from mcp_types import ToolAnnotations
     from pydantic import BaseModel, Field
 
+if TYPE_CHECKING:
+    from edge_embed.search.database import Database
+
 MAX_TEXTS: Final = 256  # of one call: an assistant's context ends long before
+MAX_PLACES: Final = 50
 _READS: Final = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=False)
 _Texts = Annotated[list[str], Field(max_length=MAX_TEXTS, description="The texts, in order.")]
 
@@ -51,6 +55,23 @@ class Ranking(BaseModel):
 
     scored_by: str = Field(description="The reranker, or 'cosine' of the embedding model's vectors.")
     results: list[Ranked] = Field(description="The best first.")
+
+
+class Place(BaseModel):
+    """A place in the user's files."""
+
+    path: str
+    line: int | None = Field(description="Where it begins, from 1.")
+    page: int | None
+    heading: str = Field(description="The headings above it.")
+    text: str
+    score: float = Field(description="Comparable within one answer only.")
+
+
+class Found(BaseModel):
+    """What ``search`` answers."""
+
+    results: list[Place] = Field(description="The best first.")
 
 
 @dataclass
@@ -90,8 +111,13 @@ class Models:
             self._open.clear()
 
 
-def build(models: Models) -> MCPServer[Any]:
-    """The server with its tools; ``run()`` speaks MCP on stdin and stdout until stdin ends."""
+def build(models: Models, database: Database | None = None) -> MCPServer[Any]:
+    """The server with its tools; ``run()`` speaks MCP on stdin and stdout until stdin ends.
+
+    Args:
+        models: what the tools compute with.
+        database: of ``edge-embed index``, made with the same embedding model; without one there is no ``search``.
+    """
     server: MCPServer[Any] = MCPServer(
         "edge-embed",
         title="edge-embed",
@@ -137,7 +163,29 @@ def build(models: Models) -> MCPServer[Any]:
                 return Ranking(scored_by=reranker.info.name, results=found)
             return Ranking(scored_by="cosine", results=_nearest(models.embedding(), query, texts)[:top_k])
 
+    if database is not None:
+        _add_search(server, models, database)
     return server
+
+
+def _add_search(server: MCPServer[Any], models: Models, database: Database) -> None:
+    from edge_embed.search.record import check_model
+    from edge_embed.search.searching import Query, embed_query
+    from edge_embed.search.searching import search as find
+
+    @server.tool(annotations=_READS, title="Search the user's files")
+    def search(
+        query: Annotated[str, Field(description="A question, or what is looked for.")],
+        limit: Annotated[int, Field(ge=1, le=MAX_PLACES, description="How many places to return.")] = 5,
+        folder: Annotated[str | None, Field(description="Only files below this absolute path.")] = None,
+    ) -> Found:
+        """Find the places in the user's own indexed files that answer a question, by meaning and by words."""
+        with _told():
+            model = models.embedding()
+            check_model(database.record, model.info, where=str(database.path))
+            asked = Query(query, limit=limit, below=folder)
+            hits = find(database, asked, embed_query(model, database, query), models.reranking())
+            return Found(results=[Place.model_validate(hit, from_attributes=True) for hit in hits])
 
 
 def _nearest(model: Embedder, query: str, texts: list[str]) -> list[Ranked]:

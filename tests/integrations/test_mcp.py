@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,6 +147,30 @@ def test_stdout_carries_messages_alone_and_the_end_of_input_ends_it() -> None:
         assert process.stdout.read() == ""
     assert [answer["id"] for answer in answers] == [1, 2]
     assert process.returncode == 0
+
+
+def test_files_that_were_indexed_are_searched(tmp_path: Path) -> None:
+    """By the command, over stdio, with the model that the database names; what is found is what `search` finds."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("# Animals\n\nA cat sleeps on the windowsill.\n")
+    (tmp_path / "notes" / "b.txt").write_text("The central bank raised interest rates.\n")
+    indexed = run("index", tmp_path / "notes", "--db", tmp_path / "db")
+    assert indexed.exit_code == 0, indexed.stderr
+    server = StdioServerParameters(command=COMMAND.command, args=[*COMMAND.args, "--db", str(tmp_path / "db")])
+    (found,) = call(server, "search", query="Where is the kitten?", limit=1)["results"]
+    assert found["path"] == str(tmp_path / "notes" / "a.md")
+    assert "A cat sleeps" in found["text"]
+    shown = run("search", "Where is the kitten?", "--db", tmp_path / "db", "--json", "-k", "1")
+    (expected,) = json.loads(shown.stdout)["results"]
+    assert {name: expected[name] for name in found} == found
+    with pytest.raises(AssertionError, match="question is empty"):
+        call(server, "search", query=" ")
+
+
+def test_a_database_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> None:
+    result = run("mcp", "--db", tmp_path / "none")
+    assert (result.exit_code != 0, result.stdout) == (True, "")
+    assert "none" in result.stderr
 
 
 def test_a_model_that_is_not_here_is_said_at_the_start() -> None:
