@@ -24,9 +24,19 @@ SERVER = {
     # of pydantic
     "annotated-types", "pydantic-core", "typing-inspection",
 }  # fmt: skip
+GRAMMARS = ("bash", "c", "c-sharp", "cpp", "go", "java", "javascript", "php", "python", "ruby", "rust", "typescript")
+SEARCH = {
+    "lancedb", "lxml", "markdown-it-py", "pathspec", "pypdf", "python-docx", "tree-sitter", "watchfiles",
+    *(f"tree-sitter-{language}" for language in GRAMMARS),
+    # of lancedb; its client of remote namespaces is not used
+    "deprecation", "overrides", "pyarrow", "pydantic", "lance-namespace", "lance-namespace-urllib3-client",
+    "annotated-types", "pydantic-core", "typing-inspection", "python-dateutil", "six", "tzdata",
+    # of markdown-it-py
+    "mdurl",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("extras", "known"), [((), CORE), (("server",), CORE | SERVER)])
+@pytest.mark.parametrize(("extras", "known"), [((), CORE), (("server",), CORE | SERVER), (("search",), CORE | SEARCH)])
 def test_no_package_comes_unseen(extras: tuple[str, ...], known: set[str]) -> None:
     assert set(brought(*extras)) - known == set()
 

@@ -116,6 +116,11 @@ this over the file. Several values in a variable are separated by spaces.
 @click.option(
     "--alias", "aliases", multiple=True, metavar="ALIAS=NAME", help="Another name for a served model; repeatable."
 )
+@click.option(
+    "--db",
+    type=click.Path(path_type=Path),
+    help="A database of `edge-embed index`: /v1/search answers from it, and the page has a search box.",
+)
 @click.option("--download", is_flag=True, help="Fetch known models that are missing, when they are first asked for.")
 @_time("--keep-alive", "-1", "How long an unused model stays in memory: 300, 5m; -1 for always.")
 @click.option(
@@ -217,6 +222,7 @@ def serve(
     api_key_file: Path | None,
     models_dir: Path | None,
     aliases: tuple[str, ...],
+    db: Path | None,
     download: bool,
     keep_alive: float,
     memory_limit: int | None,
@@ -238,7 +244,7 @@ def serve(
 
     settings = replace(settings, api_keys=_keys(settings.api_keys, api_key_file))
     served = served_models(models, folder=models_dir, aliases=aliases, download=download)
-    app = build(served, settings, options, memory_limit=memory_limit, keep_alive=keep_alive)
+    app = build(served, settings, options, memory_limit=memory_limit, keep_alive=keep_alive, database=db)
     listening = listen(settings)  # an address that is taken is said before models are loaded
     where = address(listening)
 

@@ -202,7 +202,7 @@ class Database:
             where: an expression that chunks have to meet.
 
         Returns:
-            Rows with the columns of a hit, ``_rowid`` and ``_distance``, and float32 ``[n, dimensions]``.
+            Rows with the columns of a hit and ``_distance``, and float32 ``[n, dimensions]``.
         """
         search = self._chunks.search(query, vector_column_name=column).distance_type("dot").bypass_vector_index()
         return self._found(search, n, where, "_distance")
@@ -218,7 +218,7 @@ class Database:
         with self._failing("searched"):
             if where is not None:
                 search = search.where(where)
-            table = search.select([*_COLUMNS, "vector", score]).with_row_id(True).limit(n).to_arrow()
+            table = search.select([*_COLUMNS, "vector", score]).limit(n).to_arrow()
         vectors = table.column("vector").combine_chunks()
         flat = np.asarray(vectors.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
         return table.drop_columns(["vector"]).to_pylist(), flat.reshape(-1, self.record.dimensions)

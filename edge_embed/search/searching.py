@@ -111,6 +111,18 @@ def search(
         DatabaseMismatchError: a vector of another size.
         DatabaseFileError: the database cannot be read.
     """
+    ranked = candidates(database, query, vector)
+    if reranker is not None and ranked:
+        result = reranker.score([(query.text, document) for document in documents(ranked)])
+        ranked = reordered(ranked, result.scores.tolist())
+    return ranked[: query.limit]
+
+
+def candidates(database: Database, query: Query, vector: Float32Array | None) -> list[Hit]:
+    """All that was looked at, at most so many from one file as the query wants: what a reranker is given.
+
+    Arguments and errors as for ``search``.
+    """
     orders: list[list[Any]] = []
     hits: dict[Any, Hit] = {}
     if query.needs_vector:
@@ -128,14 +140,23 @@ def search(
     if len(orders) == 1:
         ranked = [hits[key] for key in orders[0]]
     else:
-        ranked = [_scored(hits[key], score) for key, score in fused(*orders)]
-    if reranker is not None and ranked:
-        ranked = _reranked(reranker, query, ranked)
-    return bounded(ranked, lambda hit: hit.path, query.per_file)[: query.limit]
+        ranked = [replace(hits[key], score=score) for key, score in fused(*orders)]
+    return bounded(ranked, lambda hit: hit.path, query.per_file)[: query.n_candidates]
+
+
+def documents(hits: Sequence[Hit]) -> list[str]:
+    """What a reranker reads of hits: their texts under their headings."""
+    return [f"{hit.heading}\n{hit.text}" if hit.heading else hit.text for hit in hits]
+
+
+def reordered(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
+    """Hits by a reranker's scores, the best first; of equal ones the earlier."""
+    scored = [replace(hit, score=score) for hit, score in zip(hits, scores, strict=True)]
+    return sorted(scored, key=lambda hit: -hit.score)
 
 
 def _dense(database: Database, query: Query, vector: Float32Array, hits: dict[Any, Hit]) -> list[Any]:
-    """The nearest chunks' row ids, by the full vectors' cosines."""
+    """The nearest chunks' keys, by the full vectors' cosines."""
     n = query.n_candidates
     short = database.record.short
     if query.short and short:
@@ -149,24 +170,23 @@ def _dense(database: Database, query: Query, vector: Float32Array, hits: dict[An
     order = np.argsort(-cosines, kind="stable")
     for place in order:
         cosine = float(cosines[place])
-        hits[rows[place]["_rowid"]] = _hit(rows[place], cosine, cosine)
-    return [rows[place]["_rowid"] for place in order]
+        hits[_key(rows[place])] = _hit(rows[place], cosine, cosine)
+    return [_key(rows[place]) for place in order]
 
 
 def _matching(database: Database, query: Query, vector: Float32Array | None, hits: dict[Any, Hit]) -> list[Any]:
-    """The chunks' row ids with the best words."""
+    """The keys of the chunks with the best words."""
     rows, vectors = database.matching(query.text, query.n_candidates, where=query.where)
     cosines = None if vector is None else vectors @ vector
     for place, row in enumerate(rows):
-        if row["_rowid"] not in hits:
-            hits[row["_rowid"]] = _hit(row, float(row["_score"]), None if cosines is None else float(cosines[place]))
-    return [row["_rowid"] for row in rows]
+        if _key(row) not in hits:
+            hits[_key(row)] = _hit(row, float(row["_score"]), None if cosines is None else float(cosines[place]))
+    return [_key(row) for row in rows]
 
 
-def _reranked(reranker: Reranker, query: Query, ranked: Sequence[Hit]) -> list[Hit]:
-    first = bounded(ranked, lambda hit: hit.path, query.per_file)[: query.candidates or CANDIDATES]
-    documents = [f"{hit.heading}\n{hit.text}" if hit.heading else hit.text for hit in first]
-    return [_scored(first[found.index], found.score) for found in reranker.rank(query.text, documents)]
+def _key(row: dict[str, Any]) -> tuple[str, int]:
+    """What a chunk goes by in both orders; row ids may change between two searches, when the table is compacted."""
+    return row["path"], row["ordinal"]
 
 
 def _hit(row: dict[str, Any], score: float, cosine: float | None) -> Hit:
@@ -181,7 +201,3 @@ def _hit(row: dict[str, Any], score: float, cosine: float | None) -> Hit:
         page=row["page"],
         ordinal=row["ordinal"],
     )
-
-
-def _scored(hit: Hit, score: float) -> Hit:
-    return replace(hit, score=score)

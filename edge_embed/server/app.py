@@ -13,13 +13,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.registry import Kind, Registry
-from edge_embed.server import docs, operations, pages
+from edge_embed.server import docs, operations, pages, searching
 from edge_embed.server.dialects import cohere, lmstudio, ollama, openai, rerank, tei, tokenizing
 from edge_embed.server.endpoint import TIMING_HEADERS, Endpoint, Gate
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.origins import pattern
 from edge_embed.server.routes import Routes
+from edge_embed.server.searching import Searched
 from edge_embed.server.service import Service
 from edge_embed.server.settings import ServerSettings
 from edge_embed.server.token_ids import TokenTable
@@ -46,6 +47,7 @@ def create_app(
     log: AccessLog | None = None,
     warm_up: Iterable[Kind] = (),
     token_table: TokenTable | None = None,
+    search: Searched | None = None,
 ) -> Starlette:
     """An ASGI application over a registry, which it closes when it ends.
 
@@ -56,11 +58,13 @@ def create_app(
         log: where requests are written to; nowhere by default.
         warm_up: of each of these kinds the first model is loaded, and has answered, before requests are taken.
         token_table: what the token ids of requests stand for; None for the model's own.
+        search: the database that ``/v1/search`` answers from; without one there is no such route.
     """
     metrics = metrics or Metrics()
     log = log or AccessLog("off")
     service = Service(registry, settings, metrics)
     gate = Gate(service, settings, metrics, log, token_table)
+    gate.search = search
     metrics.count_models(registry)
 
     @contextlib.asynccontextmanager
@@ -76,7 +80,8 @@ def create_app(
             await asyncio.gather(*background, starting, return_exceptions=True)
             await service.close()
 
-    described = (*DIALECTS, *((docs.endpoints(DIALECTS, settings),) if settings.docs else ()), pages.PAGES)
+    dialects = DIALECTS if search is None else (*DIALECTS, searching.endpoints(search))
+    described = (*dialects, *((docs.endpoints(dialects, settings),) if settings.docs else ()), pages.PAGES)
     app = Starlette(
         lifespan=lifespan,
         middleware=[

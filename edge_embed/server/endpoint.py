@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 from starlette.datastructures import Headers, QueryParams
@@ -39,6 +39,9 @@ from edge_embed.server.service import Service
 from edge_embed.server.settings import ServerSettings
 from edge_embed.server.token_ids import TokenTable
 from edge_embed.tokenizer import Text
+
+if TYPE_CHECKING:
+    from edge_embed.server.searching import Searched
 
 _ID: Final = re.compile(r"[\w.:/+=@-]{1,100}", re.ASCII)
 TIMING_HEADERS: Final = (
@@ -92,7 +95,10 @@ class Gate:
         started: when it was made, by the monotonic clock.
         announce: called once, when requests are taken.
         room: memory for bodies on their way.
+        search: the database that questions are answered from, if the server has one.
     """
+
+    search: Searched | None = None
 
     def __init__(
         self,

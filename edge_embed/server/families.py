@@ -76,7 +76,11 @@ def _cohere(error: EdgeEmbedError, _: int) -> dict[str, Any]:
 
 
 # What is wrong with a request is 400 for most clients, whatever it is.
-_BAD_REQUEST: Final[dict[type[EdgeEmbedError], int]] = {errors.InvalidTextError: 400, errors.InvalidOptionError: 400}
+_BAD_REQUEST: Final[dict[type[EdgeEmbedError], int]] = {
+    errors.InvalidTextError: 400,
+    errors.InvalidOptionError: 400,
+    errors.DatabaseMismatchError: 400,
+}
 _UNPROCESSABLE: Final[dict[type[EdgeEmbedError], int]] = {
     errors.RequestShapeError: 422,
     errors.TextTooLongError: 422,

@@ -117,6 +117,7 @@ async def status(_: None, call: Call) -> Reply:
                 "models_bytes": sum(one.memory_bytes for one in loaded.values()),
                 "limit_bytes": registry.memory_limit,
             },
+            "search": None if gate.search is None else gate.search.described(),
             "models": [_model(served, loaded.get(served), call) for served in registry.served],
         }
     )

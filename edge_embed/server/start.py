@@ -14,10 +14,12 @@ from edge_embed.errors import EdgeEmbedError, ServerSettingsError
 from edge_embed.gguf_header import read_header
 from edge_embed.planning import memory_of
 from edge_embed.registry import FOREVER, Kind, Registry, Served
+from edge_embed.search.database import Database
 from edge_embed.server.app import create_app
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.opening import ModelOpener
+from edge_embed.server.searching import searched
 from edge_embed.server.settings import ModelOptions, ServerSettings
 from edge_embed.server.token_ids import read_table
 
@@ -111,11 +113,15 @@ def build(
     *,
     memory_limit: int | None = None,
     keep_alive: float = FOREVER,
+    database: Path | None = None,
 ) -> Starlette:
     """The application that serves these models; the first one is loaded before it takes requests.
 
+    With a database, ``/v1/search`` answers from it.
+
     Raises:
-        ServerSettingsError: the table of the token encoding is not here.
+        ServerSettingsError: the table of the token encoding is not here, or the model of the database is not served.
+        DatabaseMissingError, DatabaseFileError: the database.
         InvalidOptionError: no model, or two of a name.
     """
     metrics = Metrics()
@@ -128,7 +134,10 @@ def build(
     )
     table = None if settings.token_encoding is None else read_table(settings.token_encoding)
     log = AccessLog(settings.log)
-    return create_app(registry, settings, metrics, log=log, warm_up=_first_kind(served), token_table=table)
+    search = None if database is None else searched(Database(database), served)
+    return create_app(
+        registry, settings, metrics, log=log, warm_up=_first_kind(served), token_table=table, search=search
+    )
 
 
 def _first_kind(served: Sequence[Served]) -> tuple[Kind, ...]:

@@ -77,6 +77,11 @@ export async function rerank(model, query, documents, signal = undefined) {
   return answer.results.map((result) => ({ index: result.index, score: result.relevance_score }));
 }
 
+/** Places in the indexed files that answer a question, best first. */
+export async function search(query, mode, signal = undefined) {
+  return (await request("v1/search", { query, mode }, signal)).results;
+}
+
 /** Little-endian float32 in base64. */
 function floats(base64) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));

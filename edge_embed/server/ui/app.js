@@ -4,6 +4,7 @@ import { getKey, setKey } from "./api.js";
 import { byId, count, make, plural, showError } from "./dom.js";
 import { livePanel } from "./live.js";
 import { rankingPanel } from "./ranking.js";
+import { searchPanel } from "./search.js";
 import { similarityPanel } from "./similarity.js";
 import { snippetsPanel } from "./snippets.js";
 
@@ -21,6 +22,7 @@ const similarity = similarityPanel(chosenModel, (chosenSize) => {
   snippets.show(byId("model").value, size);
 });
 rankingPanel(chosenModel, chosenReranker);
+const files = searchPanel();
 const live = livePanel(onStatus, onError);
 
 function onStatus(answer) {
@@ -28,6 +30,7 @@ function onStatus(answer) {
   fill(byId("model"), "embedding");
   fill(byId("reranker"), "reranker");
   byId("key-form").hidden = true;
+  files.show(answer.search);
   const words = { ready: "Ready", starting: "Starting …", ending: "Ending" };
   if (chosenModel()) say(answer.state, words[answer.state]);
   else say("error", "No embedding model");
