@@ -15,6 +15,7 @@ from edge_embed.cancellation import Cancellation
 from edge_embed.errors import InvalidOptionError
 from edge_embed.gguf_header import GgufHeader
 from edge_embed.progress import Progress
+from edge_embed.together import decode_all, packed
 from edge_embed.tokenizer import Tokenizer, tokenizer_of
 from edge_embed.types import Encoding, Engine, Float32Array, KvType, Lora, ModelInfo
 
@@ -91,12 +92,11 @@ def compute(
 ) -> Lookup:
     """Rows for encodings, float32 ``[n, width]``, in their order; those that the cache has are not run."""
     engine = backend.engine
-    limits = engine.limits
     found = Lookup(backend.cache, encodings, backend.width)
     progress.advance(found.n_cached)
     missing = [encodings[i] for i in found.missing]
-    for batch in pack(missing, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes):
-        found.keep([found.missing[i] for i in batch.indices], engine.decode(batch, stop))
+    for batch, rows in decode_all(engine, packed(missing, engine.limits), stop):
+        found.keep([found.missing[i] for i in batch.indices], rows)
         progress.advance(batch.n_seqs)
     return found
 

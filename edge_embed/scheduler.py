@@ -1,4 +1,4 @@
-"""One thread that keeps one model busy with the texts of many requests.
+"""A thread for each lane of one model, which keep it busy with the texts of many requests.
 
 What waits is kept as encodings, so texts of different requests share the model's batches whatever each request wants
 of its vectors. Nothing waits for company: a batch is made of what is there when the model is free. Which texts these
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -36,7 +36,8 @@ from edge_embed.errors import (
     QueueFullError,
 )
 from edge_embed.running import Backend
-from edge_embed.types import Batch, Encoding, Float32Array
+from edge_embed.together import WORTH_A_LANE
+from edge_embed.types import Batch, Encoding, EngineLimits, Float32Array
 from edge_embed.waiting import Depth, Lines, Request, Work, suitable
 
 PATIENCE_SECONDS: Final = 0.25
@@ -111,15 +112,30 @@ class Ticket(Request):
 Owners = Sequence[Sequence[tuple[Ticket, int]]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _UnderWay:
+    """A batch that is being computed.
+
+    Attributes:
+        work: the batch and its owners.
+        stop: ends it.
+        tickets: requests with texts in it.
+    """
+
+    work: Work[Ticket]
+    stop: Cancellation
+    tickets: Collection[Ticket]
+
+
 class Scheduler:
-    """Computes rows of encodings on a thread of its own.
+    """Computes rows of encodings on threads of its own: as many as the engine computes batches at a time.
 
     Args:
         backend: the model; the caller closes it, after this.
         max_texts: most texts that may wait.
         max_tokens: most tokens that may wait.
-        report: told of each batch, on this thread, before its requests are answered; must be quick.
-        name: of the thread.
+        report: told of each batch, on its thread, before its requests are answered; must be quick.
+        name: of the threads.
         clock: seconds that only grow.
 
     Raises:
@@ -143,13 +159,15 @@ class Scheduler:
         self._report, self._clock = report, clock
         self._lock = threading.Condition()  # no future is answered and no engine is called while it is held
         self._lines: Lines[Ticket] = Lines()
-        self._running: Collection[Ticket] = ()  # requests with texts in the batch under way
-        self._stop = Cancellation()  # of that batch
+        self._under_way: list[_UnderWay] = []
         self._refusal: Callable[[], EdgeEmbedError] | None = None  # why no more requests are taken
         self._last_interactive = -_LIVELY_SECONDS
-        self._rate: float | None = None  # computed tokens a second
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._rate: float | None = None  # computed tokens a second, of one lane
+        self._threads = [
+            threading.Thread(target=self._work, name=name, daemon=True) for _ in range(backend.engine.limits.lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     # For callers
 
@@ -164,7 +182,7 @@ class Scheduler:
             PayloadTooLargeError: it would not fit into an empty queue.
             QueueFullError: more would wait than is allowed.
             NotReadyError: after ``close()``.
-            ComputeError: the thread has died.
+            ComputeError: a thread has died.
         """
         limits = self.backend.engine.limits
         found = Lookup(None if tokens else self.backend.cache, encodings, self.backend.width)
@@ -186,7 +204,7 @@ class Scheduler:
                 self._lines.add(ticket)
                 if interactive:
                     self._last_interactive = ticket.submitted
-                self._lock.notify_all()
+                self._lock.notify()
         if not n_texts:
             self._finish(ticket)
         return ticket
@@ -202,7 +220,7 @@ class Scheduler:
     def idle(self) -> bool:
         """Whether nothing waits and nothing is computed."""
         with self._lock:
-            return not (self._lines.depth.requests or self._running)
+            return not (self._lines.depth.requests or self._under_way)
 
     def wait_seconds(self) -> float:
         """How long what waits will take, as far as can be said now."""
@@ -210,17 +228,18 @@ class Scheduler:
             return self._wait_seconds()
 
     def close(self, *, drain: bool = True) -> None:
-        """Take no more requests and end the thread, after what waits is done or, without ``drain``, refused."""
+        """Take no more requests and end the threads, after what waits is done or, without ``drain``, refused."""
         with self._lock:
             self._refusal = self._refusal or _ending
-            refused = set() if drain else {*self._lines.everything(), *self._running}
-            stop = self._stop
+            refused = set() if drain else self._everything()
+            stopped = [] if drain else [one.stop for one in self._under_way]
             self._lock.notify_all()
         self._fail(refused, _ending())
-        if not drain:
+        for stop in stopped:
             stop.cancel()
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
     # With the lock held
 
@@ -236,7 +255,19 @@ class Scheduler:
         )
 
     def _wait_seconds(self) -> float:
-        return self._lines.depth.tokens / self._rate if self._rate else 0.0
+        return self._lines.depth.tokens / (self._rate * len(self._threads)) if self._rate else 0.0
+
+    def _limits(self) -> EngineLimits:
+        """The engine's; what little waits is shared out among the lanes that are free."""
+        limits = self.backend.engine.limits
+        free = limits.lanes - len(self._under_way)
+        if free < 2:
+            return limits
+        share = max(-(-self._lines.depth.tokens // free), WORTH_A_LANE)
+        return replace(limits, n_batch=min(limits.n_batch, share))
+
+    def _everything(self) -> set[Ticket]:
+        return {*self._lines.everything(), *(ticket for one in self._under_way for ticket in one.tickets)}
 
     def _bulk_tokens(self) -> int:
         """Most tokens of a bulk batch: fewer while interactive requests come."""
@@ -252,9 +283,8 @@ class Scheduler:
             return
         self._fail([ticket], CallCancelledError("the request was cancelled"))
         with self._lock:
-            unwanted = bool(self._running) and all(other.future.done() for other in self._running)
-            stop = self._stop
-        if unwanted:
+            unwanted = [one.stop for one in self._under_way if all(other.future.done() for other in one.tickets)]
+        for stop in unwanted:
             stop.cancel()
 
     def _fail(self, tickets: Collection[Ticket], error: BaseException) -> None:
@@ -266,43 +296,46 @@ class Scheduler:
             with contextlib.suppress(InvalidStateError):
                 ticket.future.set_exception(error)
 
-    # The thread
+    # The threads
 
     def _work(self) -> None:
         try:
-            while (work := self._next()) is not None:
-                self._run(work.batch, work.owners)
-                del work  # while nothing is there to do, no request is held
+            while (one := self._next()) is not None:
+                self._run(one.work.batch, one.work.owners, one.stop)
+                with self._lock:
+                    self._under_way = [other for other in self._under_way if other is not one]
+                del one  # while nothing is there to do, no request is held
         except BaseException as error:
             self._die(error)
             raise
 
-    def _next(self) -> Work[Ticket] | None:
+    def _next(self) -> _UnderWay | None:
         """Waits for something to compute; None where nothing will come."""
         with self._lock:
-            self._running = ()
             self._lock.wait_for(lambda: self._lines.depth.requests or self._refusal is not None)
             if not self._lines.depth.requests:
                 return None
-            work = self._lines.take(self.backend.engine.limits, bulk_tokens=self._bulk_tokens())
-            self._running = work.requests
-            self._stop = Cancellation()
+            work = self._lines.take(self._limits(), bulk_tokens=self._bulk_tokens())
+            if self._lines.depth.requests:
+                self._lock.notify()  # another lane may be free
+            one = _UnderWay(work, Cancellation(), work.requests)
+            self._under_way.append(one)
             now = self._clock()
-            for ticket in self._running:
+            for ticket in one.tickets:
                 ticket.started = now if ticket.started is None else ticket.started
-            return work
+            return one
 
-    def _run(self, batch: Batch, owners: Owners) -> None:
+    def _run(self, batch: Batch, owners: Owners, stop: Cancellation) -> None:
         """Compute a batch for those who want it. Each of them has its rows afterwards, or is answered with an error."""
         tickets = {ticket for own in owners for ticket, _ in own}
         started = self._clock()
         try:
             try:
-                rows = self._rows(batch, tokens=owners[0][0][0].tokens)
+                rows = self._rows(batch, stop, tokens=owners[0][0][0].tokens)
             except Exception as error:
                 if batch.n_seqs == 1 or isinstance(error, (CallCancelledError, EngineClosedError)):
                     raise
-                self._run_alone(batch, owners)
+                self._run_alone(batch, owners, stop)
                 return
             seconds = self._clock() - started
             n_tokens = int((batch.starts + batch.lengths).sum())
@@ -312,18 +345,18 @@ class Scheduler:
         except Exception as error:
             self._fail(tickets, error)
 
-    def _run_alone(self, batch: Batch, owners: Owners) -> None:
+    def _run_alone(self, batch: Batch, owners: Owners, stop: Cancellation) -> None:
         """After a batch that failed: each text by itself, and the requests fail whose text fails."""
         for single, own in zip(alone(batch), owners, strict=True):
             wanted = [(ticket, position) for ticket, position in own if not ticket.future.done()]
             if wanted:
-                self._run(single, [wanted])
+                self._run(single, [wanted], stop)
 
-    def _rows(self, batch: Batch, *, tokens: bool) -> list[Float32Array] | Float32Array:
+    def _rows(self, batch: Batch, stop: Cancellation, *, tokens: bool) -> list[Float32Array] | Float32Array:
         engine = self.backend.engine
         if not tokens:
-            return engine.decode(batch, self._stop)
-        return np.split(engine.decode_tokens(batch, self._stop), np.cumsum(batch.lengths)[:-1])
+            return engine.decode(batch, stop)
+        return np.split(engine.decode_tokens(batch, stop), np.cumsum(batch.lengths)[:-1])
 
     def _learn(self, rate: float) -> None:
         with self._lock:
@@ -339,8 +372,10 @@ class Scheduler:
                 ticket.vectors.update((position, rows[place]) for position, place in found)
             else:
                 ticket.found.keep([position for position, _ in found], rows[[place for _, place in found]])
-            ticket.left -= len(found)
-            if ticket.left == 0:
+            with self._lock:  # another lane may have texts of the same request
+                ticket.left -= len(found)
+                is_last = ticket.left == 0
+            if is_last:
                 self._finish(ticket)
 
     def _finish(self, ticket: Ticket) -> None:
@@ -351,16 +386,17 @@ class Scheduler:
             ticket.future.set_result(Computed(ticket.found, vectors, started - ticket.submitted, now - started))
 
     def _die(self, error: BaseException) -> None:
-        """The thread ends where it should not: nobody must wait for it."""
-        died = f"the thread of the model has ended: {type(error).__name__}: {error}"
+        """A thread ends where it should not: nobody must wait for it."""
+        died = f"a thread of the model has ended: {type(error).__name__}: {error}"
 
         def refusal() -> EdgeEmbedError:
             return ComputeError(died, hint="this is a bug; start the program again")
 
         with self._lock:
             self._refusal = refusal
-            left = {*self._lines.everything(), *self._running}
-            self._running = ()
+            left = self._everything()
+            self._under_way.clear()
+            self._lock.notify_all()
         self._fail(left, refusal())
 
 

@@ -25,13 +25,16 @@ class FakeEngine:
         n_batch: tokens per batch.
         n_seq_max: texts per batch.
         poison: a token id that makes a text's vector NaN.
+        lanes: batches that are computed at the same time.
     """
 
-    def __init__(self, *, n_embd: int = 16, n_batch: int = 64, n_seq_max: int = 8, poison: int | None = None) -> None:
+    def __init__(
+        self, *, n_embd: int = 16, n_batch: int = 64, n_seq_max: int = 8, poison: int | None = None, lanes: int = 1
+    ) -> None:
         self.batches: list[Batch] = []
         self._closed = False
         self._n_embd, self._poison = n_embd, poison
-        self._limits = EngineLimits(n_batch=n_batch, n_seq_max=n_seq_max, n_ctx_max=512, n_vocab=259)
+        self._limits = EngineLimits(n_batch=n_batch, n_seq_max=n_seq_max, n_ctx_max=512, n_vocab=259, lanes=lanes)
 
     @property
     def limits(self) -> EngineLimits:

@@ -229,6 +229,7 @@ class EngineLimits:
         n_ctx_max: most tokens of one text.
         n_vocab: token ids are 0..n_vocab-1.
         shares_prefixes: whether batches may have ``shared`` tokens.
+        lanes: batches that are computed at the same time, each for a call from a thread of its own; others wait.
     """
 
     n_batch: int
@@ -236,6 +237,7 @@ class EngineLimits:
     n_ctx_max: int
     n_vocab: int
     shares_prefixes: bool = False
+    lanes: int = 1
 
 
 class Engine(Protocol):

@@ -23,6 +23,7 @@ class SteppedEngine(FakeEngine):
     Args:
         guilty: a token id that makes a batch fail.
         shares_prefixes: whether batches may have shared tokens.
+        lanes: batches that are computed at the same time.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class SteppedEngine(FakeEngine):
         n_seq_max: int = 8,
         guilty: int | None = None,
         shares_prefixes: bool = False,
+        lanes: int = 1,
         error: Callable[[], BaseException] = lambda: ComputeError("a guilty text"),
     ) -> None:
-        super().__init__(n_batch=n_batch, n_seq_max=n_seq_max)
+        super().__init__(n_batch=n_batch, n_seq_max=n_seq_max, lanes=lanes)
         self._stepped_limits = replace(super().limits, shares_prefixes=shares_prefixes)
         self.guilty, self.error = guilty, error
         self.computed: list[tuple[int, ...]] = []  # token ids of every text that was computed, in that order

@@ -20,7 +20,7 @@ LAYERS = (
     ("cancellation", "durations", "model_shape"),
     ("types",),
     ("architectures", "batching", "files", "gguf_header", "paths", "postprocess", "progress", "prompts", "rebuild"),
-    ("metadata", "projection", "store"),
+    ("metadata", "projection", "store", "together"),
     ("cache", "catalogue", "hub", "projection_file", "rerank_info", "soundness"),
     ("model_info", "sources", "tokenizer"),
     ("engine",),

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from edge_embed.engine import bindings
+from edge_embed.errors import CallCancelledError, ComputeError, EngineMemoryError
 from edge_embed.types import Batch, Float32Array, Int32Array
 
 # The hidden states behind the final norm: the second where every token is an output and nothing is pooled.
@@ -101,3 +102,33 @@ class CBatch:
         ):
             kind = dict(c.llama_batch._fields_)[name]
             setattr(self.struct, name, ctypes.cast(array.ctypes.data, kind))
+
+
+def run(lib: bindings.Bindings, context: Any, packed: CBatch) -> None:
+    """Compute a batch in a context.
+
+    Raises:
+        CallCancelledError: the context's abort callback ended it.
+        EngineMemoryError, ComputeError: the library failed.
+    """
+    bindings.last_complaint()
+    code = lib.c.llama_decode(context, packed.struct)
+    if code == 0:
+        return
+    if code == 2:
+        raise CallCancelledError("the call was stopped")
+    if code in (1, -2):
+        raise EngineMemoryError(
+            f"no memory for a batch of {packed.n_tokens} tokens: {bindings.last_complaint() or f'code {code}'}",
+            hint="lower n_batch or max_tokens",
+        )
+    raise ComputeError(f"the engine returned code {code}: {bindings.last_complaint() or 'no reason given'}")
+
+
+def output_rows(lib: bindings.Bindings, context: Any, n_tokens: int, n_embd: int) -> Float32Array:
+    """The last hidden states of a batch's first tokens, float32 ``[n_tokens, n_embd]``; none where there are none."""
+    pointer = lib.c.llama_get_embeddings(context)
+    rows = np.empty((n_tokens if pointer else 0, n_embd), dtype=np.float32)
+    if pointer:
+        ctypes.memmove(rows.ctypes.data, pointer, rows.nbytes)
+    return rows

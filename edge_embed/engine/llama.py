@@ -19,6 +19,7 @@ the model (``owner.py``): calls from any thread are handed to it in order.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import weakref
@@ -30,11 +31,15 @@ import numpy as np
 from edge_embed.batching import alone, sequences
 from edge_embed.cancellation import Cancellation
 from edge_embed.engine import adapter, bindings
+from edge_embed.engine.checks import check_batch
+from edge_embed.engine.contexts import make_context
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.fits import check_fits, place_layers
-from edge_embed.engine.graph import CBatch, HiddenRows
+from edge_embed.engine.graph import CBatch, HiddenRows, output_rows, run
 from edge_embed.engine.head import read_head
-from edge_embed.engine.loading import PageDropper
+from edge_embed.engine.lane_plan import plan_lanes
+from edge_embed.engine.lanes import Lane, Lanes
+from edge_embed.engine.loading import PageDropper, return_large_blocks
 from edge_embed.engine.memory import Memory
 from edge_embed.engine.observe import GraphObserver
 from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
@@ -72,10 +77,7 @@ from edge_embed.types import (
 )
 
 # llama.h
-_POOLING_ID: Final = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
-_FLASH_ATTN_ENABLED, _FLASH_ATTN_AUTO = 1, -1
 _LOAD_MODE_NONE: Final = 0  # neither mapped nor locked
-_KV_TYPE_ID: Final[dict[KvType, int]] = {"f16": 1, "q8_0": 8}  # ggml.h, enum ggml_type
 _LARGEST_BATCH: Final = 4096
 # A context that a long text has made this many times larger than what comes now is made small again.
 _TOO_LARGE: Final = 8
@@ -144,6 +146,7 @@ class LlamaEngine:
         self._abort = AbortFlag(self._lib.c)
         self._owner = Owner(self._abort)
         self._capacity = self._made_for = self.gpu_layers = 0
+        self._n_threads_now = self.n_threads  # of the batch under way
         self._tokens = False  # whether the context is one for the vectors of tokens
         self._head = read_head(info) if info.causal else None
         types = info.rerank.token_types if info.rerank is not None else None
@@ -165,12 +168,17 @@ class LlamaEngine:
             shares_prefixes=self._shares,
         )
         self._handles = Handles(self._lib.c)
-        self._finalizer = weakref.finalize(self, shutdown, self._owner, self._handles)
+        self._lanes = Lanes(self.n_threads)
+        self._finalizer = weakref.finalize(self, shutdown, self._owner, self._handles, self._lanes.further)
         try:
             self._owner.call(lambda: self._load(use_extra_bufts, gpu_layers, mmap))
         except BaseException:
             self._finalizer()
             raise
+        if not (self.gpu_layers or deterministic or observer is not None):
+            plan = plan_lanes(info, n_threads=self.n_threads, n_batch=n_batch, n_seq_max=n_seq_max)
+            self._lanes.open(plan, lambda: Lane(self._lib, info, self._handles, lora, n_seq_max))
+            self._limits = replace(self._limits, lanes=plan.n)
 
     # Public
 
@@ -209,8 +217,14 @@ class LlamaEngine:
             CallCancelledError, DeadlineExceededError: ``stop`` ended it.
             EngineClosedError: after ``close()``.
         """
-        self._check(batch)
-        return self._owner.call(lambda: self._decode_healed(batch), stop)
+        check_batch(batch, self._limits, takes_shared=self._takes_shared)
+        with self._lanes.turn(batch) as (lane, n_threads):
+            if lane is not None:
+                with contextlib.suppress(EngineMemoryError):  # there may be room in the engine's own context
+                    rows = lane.owner.call(lambda: lane.decode(batch, n_threads), stop)
+                    if np.isfinite(rows).all():
+                        return rows
+            return self._owner.call(lambda: self._decode_healed(batch, n_threads), stop)
 
     def decode_tokens(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
         """The last hidden state of every token, float32 ``[n_tokens, n_embd]``, in the batch's order.
@@ -222,7 +236,7 @@ class LlamaEngine:
         Raises:
             As ``decode``; rows that are not finite are returned as they are.
         """
-        self._check(batch)
+        check_batch(batch, self._limits, takes_shared=self._takes_shared)
         if batch.shared:
             raise InvalidOptionError("the vectors of tokens are asked for of a batch with shared tokens")
         return self._owner.call(lambda: self._decode_tokens(batch), stop)
@@ -235,6 +249,8 @@ class LlamaEngine:
         Raises:
             EngineMemoryError, EngineClosedError: as ``decode``.
         """
+        for lane in self._lanes.further:
+            lane.forget()
         self._owner.call(self._start_afresh)
 
     def tokenize(self, text: str) -> list[int]:
@@ -249,6 +265,7 @@ class LlamaEngine:
     # Everything below runs on the owning thread, except the checks.
 
     def _load(self, use_extra_bufts: bool, gpu_layers: int | None, mmap: bool) -> None:
+        return_large_blocks()
         c = self._lib.c
         params = c.llama_model_default_params()
         params.use_extra_bufts = use_extra_bufts
@@ -299,46 +316,23 @@ class LlamaEngine:
             n_tokens: most tokens of a batch.
             tokens: whether the vectors of all tokens are asked for.
         """
-        shape = self._shape(n_tokens, tokens=tokens)
-        c, handles = self._lib.c, self._handles
+        shape, handles = self._shape(n_tokens, tokens=tokens), self._handles
         handles.free_context()
         self._capacity, self._tokens = 0, tokens
         self._memory.detach()
         check_fits(self._info, shape, gpu_layers=self.gpu_layers, loaded=True)
-        params = c.llama_context_default_params()
-        # llama.cpp pools, and looks ahead, within one ubatch only.
-        params.n_ctx = params.n_batch = shape.n_ctx
-        params.n_ubatch = shape.n_ubatch
-        params.n_seq_max = shape.n_seq_max
-        params.n_threads = params.n_threads_batch = self.n_threads
-        params.no_perf = True
-        params.embeddings = shape.every_token  # makes every token an output
-        params.pooling_type = _POOLING_ID[self._info.pooling if shape.pooled else "none"]
-        params.type_k = params.type_v = _KV_TYPE_ID[shape.kv_type]
-        params.abort_callback, params.abort_callback_data = self._abort.callback, self._abort.data
-        if self._has_memory:
-            params.kv_unified = True
-        if shape.n_outputs_max:
-            params.n_outputs_max = shape.n_outputs_max
+        callback = None
         if self.hidden:
             self._rows = HiddenRows(self._lib, self._info.n_hidden)
-            params.cb_eval = self._rows.callback
+            callback = self._rows.callback
         if self._observer is not None:
-            params.cb_eval = self._observer.attach(self._lib, self._rows.observe if self.hidden else None)
-        for flash in (_FLASH_ATTN_ENABLED, _FLASH_ATTN_AUTO):
-            params.flash_attn_type = flash
-            bindings.last_complaint()
-            handles.context = c.llama_init_from_model(handles.model, params)
-            if handles.context:
-                if self._lora is not None:
-                    adapter.apply(self._lib, handles.context, handles.adapter, self._lora)
-                self._capacity, self._made_for = shape.n_ctx, n_tokens
-                self._memory.attach(handles.context, shape.n_ctx)
-                return
-        raise EngineMemoryError(
-            f"no memory for a context of {shape.n_ctx} tokens: {bindings.last_complaint() or 'no reason given'}",
-            hint="lower n_batch (--batch-tokens) or max_tokens, shorten the texts, or use a smaller model",
-        )
+            callback = self._observer.attach(self._lib, self._rows.observe if self.hidden else None)
+        handles.context = make_context(
+            self._lib, self._info, handles, shape, self._abort, n_threads=self.n_threads, lora=self._lora,
+            callback=callback,
+        )  # fmt: skip
+        self._capacity, self._made_for = shape.n_ctx, n_tokens
+        self._memory.attach(handles.context, shape.n_ctx)
 
     def _fit(self, n_tokens: int, *, tokens: bool = False) -> None:
         """Have a context for a batch of ``n_tokens``: a larger one if need be, a smaller one after a long text."""
@@ -352,7 +346,8 @@ class LlamaEngine:
         else:
             self._memory.clear(data=False)
 
-    def _decode_healed(self, batch: Batch) -> Float32Array:
+    def _decode_healed(self, batch: Batch, n_threads: int) -> Float32Array:
+        self._n_threads_now = n_threads
         rows = self._decode(batch)
         if np.isfinite(rows).all():
             return rows
@@ -391,6 +386,7 @@ class LlamaEngine:
         return self._decode(batch)
 
     def _decode_tokens(self, batch: Batch) -> Float32Array:
+        self._n_threads_now = self.n_threads
         self._fit(batch.n_tokens, tokens=not self._takes_rows)
         self._memory.clear(data=False)
         rows = self._token_rows(batch)
@@ -405,10 +401,7 @@ class LlamaEngine:
         if self.hidden:
             rows = self._rows.take()
         else:
-            pointer = self._lib.c.llama_get_embeddings(self._handles.context)
-            rows = np.empty((batch.n_tokens if pointer else 0, self._info.n_hidden), dtype=np.float32)
-            if pointer:
-                ctypes.memmove(rows.ctypes.data, pointer, rows.nbytes)
+            rows = output_rows(self._lib, self._handles.context, batch.n_tokens, self._info.n_hidden)
         if len(rows) != batch.n_tokens:
             raise ComputeError(f"the engine gave {len(rows)} vectors for {batch.n_tokens} tokens")
         return rows
@@ -417,19 +410,13 @@ class LlamaEngine:
         """Compute a batch; the memory is cleared where that fails."""
         if self.hidden:
             self._rows.clear()
-        bindings.last_complaint()
-        code = self._lib.c.llama_decode(self._handles.context, packed.struct)
-        if code == 0:
-            return
-        self._memory.clear(data=True)
-        if code == 2:
-            raise CallCancelledError("the call was stopped")
-        if code in (1, -2):
-            raise EngineMemoryError(
-                f"no memory for a batch of {packed.n_tokens} tokens: {bindings.last_complaint() or f'code {code}'}",
-                hint="lower n_batch or max_tokens",
-            )
-        raise ComputeError(f"the engine returned code {code}: {bindings.last_complaint() or 'no reason given'}")
+        context, n_threads = self._handles.context, self._n_threads_now
+        self._lib.c.llama_set_n_threads(context, n_threads, n_threads)
+        try:
+            run(self._lib, context, packed)
+        except (CallCancelledError, EngineMemoryError, ComputeError):
+            self._memory.clear(data=True)
+            raise
 
     def _pooled_rows(self, n_seqs: int) -> Float32Array:
         rows = np.empty((n_seqs, self._width), dtype=np.float32)
@@ -441,46 +428,6 @@ class LlamaEngine:
         if self._info.rerank is not None and self._info.causal:  # llama.cpp ends qwen3's head with a softmax
             rows = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
         return rows
-
-    def _check(self, batch: Batch) -> None:
-        limits = self._limits
-        lengths, ids = batch.lengths, batch.token_ids
-        if ids.dtype != np.int32 or lengths.dtype != np.int32 or ids.ndim != 1 or lengths.ndim != 1:
-            raise InvalidOptionError("token_ids and lengths must be int32 vectors")
-        if batch.second is not None and (batch.second.dtype != np.bool_ or batch.second.shape != ids.shape):
-            raise InvalidOptionError("second must be a bool for each token")
-        if not 1 <= batch.n_seqs <= limits.n_seq_max:
-            raise InvalidOptionError(f"a batch of {batch.n_seqs} texts, expected 1 to {limits.n_seq_max}")
-        if lengths.min() < 1 or int(lengths.sum(dtype=np.int64)) != len(ids) or len(batch.indices) != len(lengths):
-            raise InvalidOptionError("the lengths of a batch do not add up to its tokens")
-        if batch.shared:
-            self._check_shared(batch)
-        longest = int((batch.starts + lengths).max())
-        if longest > limits.n_ctx_max:
-            raise InvalidOptionError(f"a text of {longest} tokens, the model holds {limits.n_ctx_max}")
-        if batch.n_seqs > 1 and batch.n_tokens > limits.n_batch + longest:
-            raise InvalidOptionError(
-                f"a batch of {batch.n_tokens} tokens, expected at most {limits.n_batch} and one text"
-            )
-        for given in (ids, *(stretch.token_ids for stretch in batch.shared)):
-            if given.min() < 0 or given.max() >= limits.n_vocab:
-                raise InvalidOptionError(f"a token id outside 0 to {limits.n_vocab - 1}")
-
-    def _check_shared(self, batch: Batch) -> None:
-        if not self._takes_shared:
-            raise InvalidOptionError("this model's texts cannot share what they begin with")
-        enclosing: list[int] = []  # where the stretches end that are open
-        before = 0
-        for stretch in batch.shared:
-            ids = stretch.token_ids
-            while enclosing and enclosing[-1] <= stretch.first:
-                enclosing.pop()
-            outer = enclosing[-1] if enclosing else batch.n_seqs
-            sound = ids.dtype == np.int32 and ids.ndim == 1 and len(ids)
-            if not sound or not before <= stretch.first < stretch.end <= outer:
-                raise InvalidOptionError("a stretch of shared tokens is empty, out of order or crosses another")
-            enclosing.append(stretch.end)
-            before = stretch.first
 
 
 def _product(rows: Float32Array, head: Float32Array) -> Float32Array:

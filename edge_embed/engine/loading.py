@@ -1,4 +1,4 @@
-"""What loading a model keeps in memory: the weights once, not the file beside their copies.
+"""What loading a model keeps in memory: the weights once, not the file beside their copies; and what freeing it leaves.
 
 llama.cpp maps the file. Weights that are repacked for faster kernels, or moved to a GPU, are read through the mapping
 and copied, and the pages that were read stay with the process: for most quantized models the whole file a second time.
@@ -17,6 +17,8 @@ from typing import Any, Final
 
 _MAPS: Final = Path("/proc/self/maps")
 _MADV_DONTNEED: Final = 4  # Linux, asm-generic/mman-common.h
+_M_MMAP_THRESHOLD: Final = -3  # glibc, malloc.h
+_LARGE: Final = 1 << 20  # bytes
 
 
 def mappings(file: str, maps: Path = _MAPS) -> list[tuple[int, int]]:
@@ -33,6 +35,21 @@ def mappings(file: str, maps: Path = _MAPS) -> list[tuple[int, int]]:
                 start, _, end = fields[0].partition("-")
                 found.append((int(start, 16), int(end, 16) - int(start, 16)))
     return found
+
+
+def return_large_blocks() -> None:
+    """Have blocks of a megabyte and more go back to the system as soon as they are freed, from now on.
+
+    glibc begins so, but raises its limit (up to 32 MB) with every such block that is freed; smaller ones then stay with
+    the thread that had them. A process that loads and frees models, each on a thread of its own, would keep the buffers
+    of several. Nothing happens where the C library is another, or the user has set the limit.
+    """
+    set_by_user = "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform != "linux" or set_by_user:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 class PageDropper:

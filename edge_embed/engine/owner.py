@@ -11,10 +11,10 @@ import ctypes
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from edge_embed.cancellation import Cancellation
 from edge_embed.errors import CallCancelledError, EngineClosedError, EngineUnavailableError
@@ -66,6 +66,12 @@ class Handles:
         if self.model:
             self._c.llama_model_free(self.model)
             self.model = None
+
+
+class SupportsClose(Protocol):
+    """Something over a model, with a thread of its own."""
+
+    def close(self) -> None: ...
 
 
 _Job = tuple[Future[Any], Callable[[], Any]]
@@ -197,6 +203,8 @@ class Owner:
         self._thread.join(_END_SECONDS)
 
 
-def shutdown(owner: Owner, handles: Handles) -> None:
-    """Free the C objects on their thread, and end it."""
+def shutdown(owner: Owner, handles: Handles, further: Sequence[SupportsClose] = ()) -> None:
+    """Free the C objects on their thread, and end it; before that, what is made over the same model."""
+    for one in further:
+        one.close()
     owner.close(handles.free)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from edge_embed.engine import backends, devices
+from edge_embed.engine.lane_plan import plan_lanes
 from edge_embed.engine.memory_model import DEVICES, UNKNOWN, Device, Need, gpu_need, host_need
 from edge_embed.engine.shape import (
     BATCH_CAUSAL,
@@ -247,6 +248,8 @@ class _Search:
             gives_back=sys.platform == "linux",
             n_tokens=max(n_batch, n_tokens),
         )
+        if not gpu_layers:
+            host = self.with_lanes(host, n_batch)
         gpu = Need()
         if gpu_layers and device is not None:
             gpu = gpu_need(
@@ -270,6 +273,12 @@ class _Search:
             gpu=gpu,
             room=self.room,
         )
+
+    def with_lanes(self, host: Need, n_batch: int) -> Need:
+        """What is needed with the lanes that the engine opens where there is room for them."""
+        lanes = plan_lanes(self.info, n_threads=devices.default_threads(), n_batch=n_batch)
+        wider = replace(host, compute=host.compute + (lanes.n - 1) * lanes.n_bytes)
+        return wider if self.room.ram is None or wider.firm <= self.room.ram else host
 
     def longest(self, plan: MemoryPlan) -> int:
         """The longest text that fits with these settings, a multiple of 256 or the model's own limit."""

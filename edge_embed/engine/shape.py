@@ -13,9 +13,9 @@ from edge_embed.types import KV_TYPES, KvType, ModelInfo, is_one_of
 
 Q8_0_BLOCK: Final = 32
 ROW: Final = 256  # llama.cpp rounds a context up to this many cells
-# Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower; a causal model of
-# billions of weights wants its weights read less often.
-BATCH_ENCODER: Final = 384
+# Tokens of a batch: measured for MiniLM, where 256 to 512 are alike and fewer or more are slower, and a context takes
+# memory for each; a causal model of billions of weights wants its weights read less often.
+BATCH_ENCODER: Final = 256
 BATCH_CAUSAL: Final = 512
 # Most texts of a batch. llama.cpp sizes its output buffer as this times the vocabulary, even if it is never used:
 # 64 rows of a 151,936-token vocabulary are 39 MB. Its own ceiling is 256, sequences that hold beginnings included.

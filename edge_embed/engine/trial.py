@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from edge_embed.batching import n_common, pack
+from edge_embed.batching import n_common
 from edge_embed.engine import builds
 from edge_embed.engine.child import Answer, Child, ChildDiedError, ChildSilentError, serve
 from edge_embed.engine.probe import timeout_of
 from edge_embed.engine.tune import Settings
 from edge_embed.errors import ComputeError, EngineUnavailableError
+from edge_embed.together import decode_all, packed
 from edge_embed.types import Float32Array, ModelInfo, RerankInfo
 
 T = TypeVar("T")
@@ -252,12 +253,12 @@ class _Worker:
     def _rows(self, encodings: Sequence[Encoding]) -> Float32Array:
         engine = self._engine
         assert engine is not None
-        limits, rows = engine.limits, []
+        every: list[Float32Array] = []
         order: list[int] = []
-        for batch in pack(encodings, n_batch=limits.n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes):
-            rows.append(engine.decode(batch))
+        for batch, rows in decode_all(engine, packed(encodings, engine.limits)):
+            every.append(rows)
             order += batch.indices
-        found = np.concatenate(rows)[np.argsort(order)]
+        found = np.concatenate(every)[np.argsort(order)]
         if not np.isfinite(found).all():
             raise ComputeError("the vectors have values that are not finite")
         return found
