@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from edge_embed.engine.devices import default_threads
+from edge_embed.engine.lane_plan import plan_lanes
 from edge_embed.engine.memory_model import host_need
 from edge_embed.engine.plan import repacked_share
 from edge_embed.engine.shape import BATCH_CAUSAL, BATCH_ENCODER, SEQ_MAX, context_shape, has_memory
@@ -71,6 +73,7 @@ def row(path: Path, n: int, timeout: float) -> None:
     least = BATCH_CAUSAL if info.causal else BATCH_ENCODER
     context = context_shape(info, n_tokens=max(n, least), n_seq_max=SEQ_MAX, hidden=cached)
     need = host_need(info.shape, context, cached=cached, repacked=repacked_share(info.shape), n_tokens=max(n, least))
+    need = plan_lanes(info, n_threads=default_threads(), n_batch=least).beside(need)
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _CHILD, str(path), str(n), str(timeout)],

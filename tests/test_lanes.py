@@ -18,6 +18,7 @@ from edge_embed.engine import lanes
 from edge_embed.engine.lane_plan import LANE_BYTES, MOST_LANES, LanePlan, plan_lanes
 from edge_embed.engine.lanes import Lane, Lanes
 from edge_embed.engine.llama import LlamaEngine
+from edge_embed.engine.memory_model import Need
 from edge_embed.errors import EngineClosedError, EngineMemoryError
 from edge_embed.types import Batch, Encoding, Float32Array, ModelInfo
 
@@ -51,7 +52,11 @@ def engine_threads() -> list[threading.Thread]:
 def test_a_lane_for_each_thread_up_to_a_limit(info: ModelInfo, n_threads: int, n: int) -> None:
     plan = plan_lanes(info, n_threads=n_threads, n_batch=256)
     assert plan.n == n
-    assert (plan.n_tokens, plan.n_bytes <= LANE_BYTES) == (512 if n > 1 else 0, True)
+    assert plan.n_tokens == (512 if n > 1 else 0)
+    assert plan.compute + plan.output <= LANE_BYTES
+    need = plan.beside(Need(weights=1000, compute=10, output=20))
+    assert (need.weights, need.compute) == (1000, 10 + (n - 1) * plan.compute)
+    assert need.output == 20 + (n - 1) * plan.output
 
 
 def test_no_lanes_where_each_would_take_much_memory(info: ModelInfo) -> None:
@@ -86,7 +91,7 @@ class Nowhere(Lane):
 
 def turns() -> Lanes:
     found = Lanes(8)
-    found.open(LanePlan(4, 512, 0), Nowhere)
+    found.open(LanePlan(4, 512), Nowhere)
     return found
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from edge_embed.engine.memory_model import cpu_compute_bytes, output_bytes
+from edge_embed.engine.memory_model import Need, cpu_compute_bytes, output_bytes
 from edge_embed.engine.shape import ROW, SEQ_MAX, context_shape, takes_rows
 from edge_embed.types import ModelInfo
 
@@ -23,12 +23,19 @@ class LanePlan:
     Attributes:
         n: how many, the engine's own context included.
         n_tokens: most tokens of a batch in a further one.
-        n_bytes: memory of a further one, until longer texts than ``n_batch`` come.
+        compute, output: memory of a further one in bytes, until longer texts than ``n_batch`` come: intermediate
+            results, and rows of results.
     """
 
     n: int = 1
     n_tokens: int = 0
-    n_bytes: int = 0
+    compute: int = 0
+    output: int = 0
+
+    def beside(self, need: Need) -> Need:
+        """What main memory has to hold, with all of them."""
+        further = self.n - 1
+        return replace(need, compute=need.compute + further * self.compute, output=need.output + further * self.output)
 
 
 def plan_lanes(info: ModelInfo, *, n_threads: int, n_batch: int, n_seq_max: int = SEQ_MAX) -> LanePlan:
@@ -45,11 +52,11 @@ def plan_lanes(info: ModelInfo, *, n_threads: int, n_batch: int, n_seq_max: int 
     if n < 2 or model is None or not takes_rows(info):
         return LanePlan()
 
-    def n_bytes(n_tokens: int) -> int:
+    def needed(n_tokens: int) -> tuple[int, int]:
         shape = context_shape(info, n_tokens=n_tokens, n_seq_max=n_seq_max, hidden=False)
-        return output_bytes(model, shape) + cpu_compute_bytes(model, shape, cached=False)
+        return cpu_compute_bytes(model, shape, cached=False), output_bytes(model, shape)
 
     n_tokens, longest = 0, max(n_batch, info.n_ctx_train)
-    while n_tokens < longest and n_bytes(n_tokens + ROW) <= LANE_BYTES:
+    while n_tokens < longest and sum(needed(n_tokens + ROW)) <= LANE_BYTES:
         n_tokens += ROW
-    return LanePlan(n, n_tokens, n_bytes(n_batch)) if n_tokens >= n_batch else LanePlan()
+    return LanePlan(n, n_tokens, *needed(n_batch)) if n_tokens >= n_batch else LanePlan()

@@ -276,8 +276,7 @@ class _Search:
 
     def with_lanes(self, host: Need, n_batch: int) -> Need:
         """What is needed with the lanes that the engine opens where there is room for them."""
-        lanes = plan_lanes(self.info, n_threads=devices.default_threads(), n_batch=n_batch)
-        wider = replace(host, compute=host.compute + (lanes.n - 1) * lanes.n_bytes)
+        wider = plan_lanes(self.info, n_threads=devices.default_threads(), n_batch=n_batch).beside(host)
         return wider if self.room.ram is None or wider.firm <= self.room.ram else host
 
     def longest(self, plan: MemoryPlan) -> int:
