@@ -97,6 +97,13 @@ def test_the_second_texts_token_type_counts(made: Callable[[str, str], Path]) ->
     assert np.abs(untyped - golden).mean() > 0.3
 
 
+@pytest.mark.parametrize(("n_types", "said"), [(2, True), (1, False)])
+def test_the_conversion_says_what_llama_cpp_does_with_token_types(n_types: int, said: bool, tmp_path: Path) -> None:
+    folder = cross_bert.build(tmp_path / "m", types=n_types)
+    notes = convert(folder, tmp_path / "m.gguf", ftype="f16").notes
+    assert any("token type 0 for both texts" in note for note in notes) == said
+
+
 @pytest.mark.parametrize("ftype", ["q6_k", "q5_k_m", "q4_k_m", "q4_0", "q3_k_m"])
 def test_token_embeddings_of_every_type_are_read(ftype: str, tmp_path: Path) -> None:
     """Embeddings handed over by us are the rows that llama.cpp reads itself: one text, type 0 throughout."""

@@ -51,7 +51,11 @@ def encoder_hyper(config: Fields, *, first_position: int) -> Hyper:
 
 
 def _cross_hyper(config: Fields) -> Hyper:
-    return with_score(config, hyper(config), "bert")
+    found = with_score(config, hyper(config), "bert")
+    if found.sizes["types"] < 2:
+        return found
+    note = "llama.cpp takes token type 0 for both texts of a pair; edge-embed gives the second its own: scores differ"
+    return replace(found, notes=(*found.notes, note))
 
 
 _LAYER = "encoder.layer.{i}."

@@ -19,10 +19,10 @@ NAME = "cross_bert"
 MAX_TOKENS = 512
 
 
-def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4) -> Path:
+def build(folder: Path, *, hidden: int = 64, layers: int = 2, heads: int = 4, types: int = 2) -> Path:
     """The checkpoint. The two token types differ enough to be seen in the scores."""
     vocab = wordpiece_vocabulary()
-    sizes = {"rows": len(vocab), "positions": MAX_TOKENS, "types": 2, "hidden": hidden, "layers": layers}
+    sizes = {"rows": len(vocab), "positions": MAX_TOKENS, "types": types, "hidden": hidden, "layers": layers}
     weights = bert_weights(**sizes, prefix="bert.", types_std=0.1)
     weights.linear("bert.pooler.dense", hidden, hidden)
     weights.linear("classifier", 1, hidden, gain=3.0)
