@@ -26,6 +26,9 @@ _RECORD: Final = b"edge_embed.search"
 _CHUNKS, _FILES, _LOCK = "chunks", "files", "writing.lock"
 _PATHS_AT_ONCE: Final = 200  # in one expression
 _OLD: Final = timedelta(minutes=1)  # versions of a table that no search reads any more
+# From so many rows on, short vectors are also kept as bytes, which are compared in half the time. All partitions are
+# looked into: only the rounding may lose something, and full vectors order what is found.
+_MANY, _PARTITIONS = 50_000, 100
 _COLUMNS: Final = ("path", "kind", "heading", "text", "body", "line", "page", "ordinal")
 
 
@@ -193,7 +196,7 @@ class Database:
     ) -> tuple[list[dict[str, Any]], Float32Array]:
         """The chunks whose vectors have the largest products with the query's, and their full vectors.
 
-        Every vector is compared; nothing is approximate but, with ``column="short"``, the size of what is compared.
+        Every vector is compared. With ``column="short"`` those of a large database are rounded to 8 bits for it.
 
         Args:
             query: ``[dimensions]``, or ``[short]``.
@@ -204,7 +207,8 @@ class Database:
         Returns:
             Rows with the columns of a hit and ``_distance``, and float32 ``[n, dimensions]``.
         """
-        search = self._chunks.search(query, vector_column_name=column).distance_type("dot").bypass_vector_index()
+        search = self._chunks.search(query, vector_column_name=column).distance_type("dot")
+        search = search.nprobes(_PARTITIONS) if column == "short" else search.bypass_vector_index()
         return self._found(search, n, where, "_distance")
 
     def matching(self, words: str, n: int, *, where: str | None = None) -> tuple[list[dict[str, Any]], Float32Array]:
@@ -227,7 +231,12 @@ class Database:
 
     def optimize(self) -> None:
         """Join small fragments, take new rows into the index of words, and drop old versions of the tables."""
+        from lancedb.index import IvfSq
+
+        many = self.record.short and self.count() >= _MANY
         with self._failing("written"):
+            if many and not any(index.columns == ["short"] for index in self._chunks.list_indices()):
+                self._chunks.create_index("short", config=IvfSq(distance_type="dot", num_partitions=_PARTITIONS))
             for table in (self._chunks, self._files):
                 table.optimize(cleanup_older_than=_OLD)
 

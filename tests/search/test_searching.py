@@ -99,6 +99,26 @@ def test_short_vectors_find_what_full_ones_order(tmp_path: Path) -> None:
         assert ["alike", "alike in the end"] == texts_of(search(database, replace(query, short=False), asked))
 
 
+def test_a_large_database_keeps_short_vectors_as_bytes_and_finds_the_same(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_embed.search.database._MANY", 1000)
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((1500, N_DIMENSIONS)).astype(np.float32)
+    vectors[:, FAKE_RECORD.short :] = 0  # so that only the rounding can lose something
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    fill(database, {f"text {place}": vector for place, vector in enumerate(vectors[:1200])})
+    database.optimize()
+    assert ["short"] in [index.columns for index in database._chunks.list_indices()]
+    fill(database, {f"late {place}": vector for place, vector in enumerate(vectors[1200:])}, folder="/late")
+    for asked in vectors[::100]:
+        query = Query("x", mode="dense", limit=10)
+        exact = search(database, replace(query, short=False), asked)
+        found = search(database, query, asked)
+        assert exact[0] == found[0]
+        assert len({hit.path for hit in exact} & {hit.path for hit in found}) >= 9
+
+
 def test_a_database_without_short_vectors_is_searched_with_full_ones(tmp_path: Path) -> None:
     with Database(tmp_path / "db", replace(FAKE_RECORD, short=0)) as database:
         database.add([("/a.txt", "d", "text", 0, Chunk("one"))], unit(1)[None], None)
