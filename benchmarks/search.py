@@ -81,11 +81,14 @@ def kills(data: Path, work: Path) -> None:
     folder = _files(work / "sentences", {str(i): text for i, text in enumerate(texts)})
     command = [sys.executable, "-m", "edge_embed.cli", "index", str(folder), "--no-progress"]
     chance = random.Random(11)
-    shutil.rmtree(work / "killed", ignore_errors=True)
+    for name in ("killed", "undisturbed"):
+        shutil.rmtree(work / name, ignore_errors=True)
     for _ in range(N_KILLS):
         process = subprocess.Popen([*command, "--db", str(work / "killed")])
+        while not (work / "killed" / "files.lance").exists():
+            time.sleep(0.05)
         try:
-            process.wait(chance.uniform(8, 25))
+            process.wait(chance.uniform(3, 6))  # the model is loaded after 2 s on an idle machine
             print("it ended by itself")
         except subprocess.TimeoutExpired:
             process.kill()
