@@ -18,7 +18,7 @@ import yaml
 
 from edge_embed.cli import main
 from edge_embed.cli.serve import serve
-from edge_embed.server.settings import DEFAULT_PORT
+from edge_embed.server.settings import DEFAULT_PORT, ServerSettings
 from tests.serving import fake_server
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,7 @@ def test_the_units_command_is_understood() -> None:
 
 def test_the_unit_waits_longer_than_the_server_drains() -> None:
     service = unit()["Service"]
-    default = next(option.default for option in serve.params if option.name == "drain")
+    default = ServerSettings().drain_seconds
     assert int(service["TimeoutStopSec"]) > int(str(default).rstrip("s"))
     assert service["Type"] == "notify"  # running.notify_systemd
 
