@@ -55,8 +55,7 @@ def test_the_units_command_is_understood() -> None:
 
 def test_the_unit_waits_longer_than_the_server_drains() -> None:
     service = unit()["Service"]
-    default = ServerSettings().drain_seconds
-    assert int(service["TimeoutStopSec"]) > int(str(default).rstrip("s"))
+    assert int(service["TimeoutStopSec"]) > ServerSettings().drain_seconds
     assert service["Type"] == "notify"  # running.notify_systemd
 
 
