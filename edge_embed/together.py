@@ -19,9 +19,18 @@ WORTH_A_LANE: Final = 64
 def packed(encodings: Sequence[Encoding], limits: EngineLimits) -> Iterator[Batch]:
     """Batches for an engine: as many as it computes at a time, where there would be fewer."""
     n_batch = limits.n_batch
-    if limits.lanes > 1 and encodings:
-        lengths = [encoding.n_tokens for encoding in encodings]
-        n_batch = min(n_batch, max(WORTH_A_LANE, -(-sum(lengths) // limits.lanes) + max(lengths)))
+    lengths = [encoding.n_tokens for encoding in encodings]
+    if limits.lanes > 1 and WORTH_A_LANE < sum(lengths) <= limits.lanes * n_batch:
+        equal, longest = max(WORTH_A_LANE, -(-sum(lengths) // limits.lanes)), max(lengths)
+        for n_tokens in (
+            equal,
+            equal + longest // 2,
+            equal + longest,
+        ):  # texts are whole, so some may be left over
+            n_tokens = min(n_tokens, n_batch)
+            batches = list(pack(encodings, n_batch=n_tokens, n_seq_max=limits.n_seq_max))
+            if len(batches) <= limits.lanes or n_tokens == n_batch:
+                return iter(batches)
     return pack(encodings, n_batch=n_batch, n_seq_max=limits.n_seq_max, share=limits.shares_prefixes)
 
 
@@ -70,13 +79,18 @@ class _Lanes:
         ]
 
     def __enter__(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:  # no more threads, or an interrupt: those that run must not go through everything
+            self.__exit__()
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.halt.cancel()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def rows(self, index: int) -> Float32Array:
         """Of a batch, once. Raises what any batch raised."""

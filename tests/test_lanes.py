@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 import time
@@ -106,6 +107,20 @@ def test_the_lane_with_the_fewest_calls() -> None:
             assert (again, n_threads) == (choice.further[0], 2)  # one text, but not alone
 
 
+@pytest.mark.parametrize(("n_threads", "shares"), [(4, [1, 1, 1, 1]), (6, [2, 2, 1, 1]), (14, [4, 4, 3, 3])])
+def test_no_thread_is_left_over(n_threads: int, shares: list[int]) -> None:
+    choice = Lanes(n_threads)
+    choice.open(LanePlan(4, 512), Nowhere)
+    with contextlib.ExitStack() as stack:
+        assert [stack.enter_context(choice.turn(batch(40, 40)))[1] for _ in range(4)] == shares
+
+
+def test_what_only_the_first_lane_computes_is_counted() -> None:
+    choice = turns()
+    with choice.first(), choice.turn(batch(40, 40)) as (lane, n_threads):
+        assert (lane, n_threads) == (choice.further[0], 2)
+
+
 @pytest.mark.parametrize("lengths", [(7,), (512,), (20, 20, 20)])
 def test_what_is_alone_and_cannot_be_shared_out_has_all_threads(lengths: tuple[int, ...]) -> None:
     with turns().turn(batch(*lengths)) as (lane, n_threads):
@@ -159,6 +174,25 @@ def test_where_there_is_no_memory_for_a_lane_the_first_one_computes(
     with engine._lanes.turn(batch(9, 9)):
         assert engine.decode(batch(9, 9)).tobytes() == right.tobytes()
     assert tried == [1]
+
+
+def test_a_text_that_needs_the_lanes_memory_gets_it(engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = engine.decode(batch(500))
+    with engine._lanes.turn(batch(9, 9)):
+        engine.decode(batch(9, 9))
+    assert engine._lanes.further[0]._capacity
+    whole = engine._decode_healed
+
+    def only_alone(one: Batch, n_threads: int) -> Float32Array:
+        if engine._lanes.further[0]._capacity:
+            raise EngineMemoryError("none")
+        return whole(one, n_threads)
+
+    monkeypatch.setattr(engine, "_decode_healed", only_alone)
+    assert engine.decode(batch(500)).tobytes() == right.tobytes()
+    monkeypatch.setattr(engine, "_decode_healed", lambda *_: (_ for _ in ()).throw(EngineMemoryError("none at all")))
+    with pytest.raises(EngineMemoryError, match="none at all"):
+        engine.decode(batch(500))
 
 
 def test_longer_texts_make_a_larger_context(engine: LlamaEngine) -> None:

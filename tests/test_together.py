@@ -129,6 +129,32 @@ def test_little_is_shared_out_among_the_lanes(lengths: list[int], lanes: int, n:
         assert all(batch.n_tokens + max(lengths) > WORTH_A_LANE for batch in batches[:-1])
 
 
+@pytest.mark.parametrize(
+    ("lengths", "sizes"), [([50] * 4, [2, 2]), ([100, 100], [1, 1]), ([30] * 10, [5, 5]), ([40] * 3, [2, 1])]
+)
+def test_equal_texts_are_shared_out_equally(lengths: list[int], sizes: list[int]) -> None:
+    limits = EngineLimits(n_batch=256, n_seq_max=64, n_ctx_max=512, n_vocab=300, lanes=2)
+    assert [batch.n_seqs for batch in packed(texts(lengths), limits)] == sizes
+
+
+def test_a_lane_that_cannot_be_started_ends_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would go through everything otherwise, with nobody to listen."""
+    start = threading.Thread.start
+    started: list[threading.Thread] = []
+
+    def no_more(thread: threading.Thread) -> None:
+        if len(started) == 1:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    engine = Waiting()
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    with pytest.raises(RuntimeError, match="new thread"):
+        next(decode_all(engine, pack(texts([40] * 4), n_batch=64, n_seq_max=8)))
+    assert not started[0].is_alive()
+
+
 def test_much_is_packed_as_without_lanes() -> None:
     limits = EngineLimits(n_batch=256, n_seq_max=64, n_ctx_max=512, n_vocab=300, lanes=2)
     lengths = [1 + 7 * i % 90 for i in range(300)]

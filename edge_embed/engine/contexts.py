@@ -65,8 +65,12 @@ def make_context(
         bindings.last_complaint()
         context = c.llama_init_from_model(handles.model, params)
         if context:
-            if lora is not None:
-                adapter.apply(lib, context, handles.adapter, lora)
+            try:
+                if lora is not None:
+                    adapter.apply(lib, context, handles.adapter, lora)
+            except BaseException:
+                c.llama_free(context)
+                raise
             return context
     raise EngineMemoryError(
         f"no memory for a context of {shape.n_ctx} tokens: {bindings.last_complaint() or 'no reason given'}",

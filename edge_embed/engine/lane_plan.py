@@ -10,7 +10,7 @@ from edge_embed.engine.shape import ROW, SEQ_MAX, context_shape, takes_rows
 from edge_embed.types import ModelInfo
 
 MOST_LANES: Final = 4
-"""With more threads than this, a lane has several."""
+"""Where there are more threads, lanes have several."""
 LANE_BYTES: Final = 100_000_000
 """Most memory of a lane. llama.cpp keeps a row of the whole vocabulary for every token of an encoder's batch, so a
 model with 250,002 tokens takes 256 MB for 256 tokens, and gets no lanes; MiniLM takes 37 MB."""

@@ -69,9 +69,9 @@ class Lane:
     def _fit(self, n_tokens: int, n_threads: int) -> None:
         if n_tokens <= self._capacity:
             return
-        self._free()
         shape = context_shape(self._info, n_tokens=n_tokens, n_seq_max=self._n_seq_max, hidden=False)
         check_fits(self._info, shape, loaded=True)
+        self._free()
         self._context = make_context(
             self._lib, self._info, self._handles, shape, self._abort, n_threads=n_threads, lora=self._lora
         )
@@ -82,9 +82,11 @@ class Lane:
             self._lib.c.llama_free(self._context)
         self._context, self._capacity = None, 0
 
-    def forget(self) -> None:
-        """Give the context back; the next batch makes another."""
+    def forget(self) -> bool:
+        """Give the context back; the next batch makes another. False where there was none."""
+        had_one = self._context is not None
         self.owner.call(self._free)
+        return had_one
 
     def close(self) -> None:
         """End the thread, after what it was given."""
@@ -103,14 +105,15 @@ class Lanes:
 
     def __init__(self, n_threads: int) -> None:
         self.further: list[Lane] = []
-        self._most, self._all, self._share = 0, n_threads, n_threads
+        self._most, self._all, self._shares = 0, n_threads, [n_threads]
         self._lock = threading.Lock()
         self._calls = [0]  # of each lane, under way and waiting
 
     def open(self, plan: LanePlan, make: Callable[[], Lane]) -> None:
         """Have further lanes, as planned."""
         self.further += [make() for _ in range(plan.n - 1)]
-        self._most, self._share = plan.n_tokens, max(1, self._all // plan.n)
+        share, left = divmod(self._all, plan.n)
+        self._most, self._shares = plan.n_tokens, [share + (lane < left) for lane in range(plan.n)]
         self._calls = [0] * plan.n
 
     @contextlib.contextmanager
@@ -122,7 +125,22 @@ class Lanes:
             alone = not any(self._calls) and (batch.n_seqs == 1 or batch.n_tokens < WORTH_A_LANE)
             self._calls[lane] += 1
         try:
-            yield self.further[lane - 1] if lane else None, self._share if short and not alone else self._all
+            yield self.further[lane - 1] if lane else None, self._shares[lane] if short and not alone else self._all
         finally:
             with self._lock:
                 self._calls[lane] -= 1
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """The engine's own context is at work, while the block lasts."""
+        with self._lock:
+            self._calls[0] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls[0] -= 1
+
+    def forget(self) -> bool:
+        """Give the further lanes' memory back; whether they had any."""
+        return sum(lane.forget() for lane in self.further) > 0

@@ -23,6 +23,7 @@ import contextlib
 import ctypes
 import os
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -221,10 +222,10 @@ class LlamaEngine:
         with self._lanes.turn(batch) as (lane, n_threads):
             if lane is not None:
                 with contextlib.suppress(EngineMemoryError):  # there may be room in the engine's own context
-                    rows = lane.owner.call(lambda: lane.decode(batch, n_threads), stop)
+                    rows = lane.owner.call(lambda: self._decode_in(lane, batch, n_threads), stop)
                     if np.isfinite(rows).all():
                         return rows
-            return self._owner.call(lambda: self._decode_healed(batch, n_threads), stop)
+            return self._call(lambda: self._decode_healed(batch, n_threads), stop)
 
     def decode_tokens(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
         """The last hidden state of every token, float32 ``[n_tokens, n_embd]``, in the batch's order.
@@ -239,7 +240,8 @@ class LlamaEngine:
         check_batch(batch, self._limits, takes_shared=self._takes_shared)
         if batch.shared:
             raise InvalidOptionError("the vectors of tokens are asked for of a batch with shared tokens")
-        return self._owner.call(lambda: self._decode_tokens(batch), stop)
+        with self._lanes.first():
+            return self._call(lambda: self._decode_tokens(batch), stop)
 
     def forget(self) -> None:
         """Be as it was when it was made.
@@ -249,8 +251,7 @@ class LlamaEngine:
         Raises:
             EngineMemoryError, EngineClosedError: as ``decode``.
         """
-        for lane in self._lanes.further:
-            lane.forget()
+        self._lanes.forget()
         self._owner.call(self._start_afresh)
 
     def tokenize(self, text: str) -> list[int]:
@@ -262,7 +263,20 @@ class LlamaEngine:
         """Free the model. Calls under way finish first; later ones raise EngineClosedError."""
         self._finalizer()
 
-    # Everything below runs on the owning thread, except the checks.
+    def _call(self, work: Callable[[], Float32Array], stop: Cancellation | None) -> Float32Array:
+        """Work for the engine's own context; it may have the memory of the other lanes where it needs that."""
+        try:
+            return self._owner.call(work, stop)
+        except EngineMemoryError:
+            if not self._lanes.forget():
+                raise
+            return self._owner.call(work, stop)
+
+    def _decode_in(self, lane: Lane, batch: Batch, n_threads: int) -> Float32Array:
+        """What a lane computes. It does not know the engine, whose model must stay until it is done: this does."""
+        return lane.decode(batch, n_threads)
+
+    # Everything below runs on the owning thread.
 
     def _load(self, use_extra_bufts: bool, gpu_layers: int | None, mmap: bool) -> None:
         return_large_blocks()
