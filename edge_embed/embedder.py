@@ -42,7 +42,7 @@ from edge_embed.types import (
 class Embedder:
     """Embeds texts with one GGUF model, offline.
 
-    Any number of threads may use one Embedder; the model itself runs on one thread of its own.
+    Any number of threads may use one Embedder; the model itself runs on threads of its own.
 
     Args:
         model: a GGUF file or a name from ``edge-embed list``; the bundled all-MiniLM-L6-v2 by default.
@@ -52,7 +52,8 @@ class Embedder:
         prompts: name -> text put before the input; added to those of the file.
         default_prompt_name: the prompt used where a call names none.
         n_threads: CPU threads; the usable physical cores by default.
-        n_batch: tokens per batch; a sensible number for the kind of model by default.
+        n_batch: tokens per batch; a sensible number for the kind of model by default. Encoders compute several batches
+            side by side, and one only where they are large (of the bundled model: above 512).
         gpu_layers: layers put on a GPU, the output counted as one; as many as fit, by default.
         kv_type: how a model with a KV cache keeps what it has seen of a text: ``f16``, or ``q8_0`` in half the memory
             and less exactly.

@@ -65,6 +65,9 @@ def plan(
 ) -> Planned:
     """How to run a model in the memory that there is.
 
+    Of an encoder the lanes are counted that it gets here by default: with as many threads as this machine has cores,
+    at most four, where there is room for them.
+
     Args:
         model: a GGUF file or a name of `edge-embed list`; the bundled model by default.
         ftype: plan a known model in that type by its published numbers, whether it is here or not.
@@ -110,6 +113,8 @@ def plan(
 
 def memory_of(info: ModelInfo) -> int:
     """Bytes that a model takes when it is loaded here as the engine does by itself, main memory and GPU together.
+
+    Settings of a call, such as ``n_threads`` (which an encoder's lanes follow from) and ``n_batch``, are not counted.
 
     Raises:
         EngineMemoryError: it does not fit.

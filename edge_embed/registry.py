@@ -1,9 +1,9 @@
 """The models that one process serves: known by name, loaded on first use, given up when nobody asks for them.
 
-A loaded model has a scheduler, and with it a thread, of its own. It is *held* while requests use it, and goes when it
-was not asked for during its ``keep_alive``, or when another needs its memory: the one that was used longest ago first,
-and those in use only when no other is left. Such a one takes no new requests until those that use it are answered, so
-models that do not fit together take turns. How much memory a model takes is what the planner says.
+A loaded model has a scheduler, and with it a thread for each of its lanes. It is *held* while requests use it, and
+goes when it was not asked for during its ``keep_alive``, or when another needs its memory: the one that was used
+longest ago first, and those in use only when no other is left. Such a one takes no new requests until those that use it
+are answered, so models that do not fit together take turns. How much memory a model takes is what the planner says.
 
 Nothing here knows of HTTP or of an event loop: loading blocks the caller, and other callers of the same model with it.
 """
@@ -140,7 +140,7 @@ class Loaded:
         return self.last_used + self.keep_alive - time.monotonic()
 
     def close(self) -> None:
-        """End its thread, after what waits is done, and free it."""
+        """End its threads, after what waits is done, and free it."""
         try:
             self.scheduler.close()
         finally:

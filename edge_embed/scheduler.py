@@ -1,13 +1,13 @@
 """A thread for each lane of one model, which keep it busy with the texts of many requests.
 
 What waits is kept as encodings, so texts of different requests share the model's batches whatever each request wants
-of its vectors. Nothing waits for company: a batch is made of what is there when the model is free. Which texts these
+of its vectors. Nothing waits for company: a batch is made of what is there when a lane is free. Which texts these
 are is decided in ``waiting.py``. While interactive requests come, bulk batches are kept so small that nobody waits for
 one longer than about ``PATIENCE_SECONDS``.
 
-The queue is bounded. A request whose client went away leaves it at once; the batch under way is stopped when nobody
+The queue is bounded. A request whose client went away leaves it at once; a batch under way is stopped when nobody
 is left who wants it. A batch that the engine refuses is computed text by text, so that only the guilty request fails.
-Every request that was taken is answered, with its rows or with an error, whatever happens to the thread.
+Every request that was taken is answered, with its rows or with an error, whatever happens to a thread.
 """
 
 from __future__ import annotations

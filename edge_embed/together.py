@@ -17,16 +17,20 @@ WORTH_A_LANE: Final = 64
 
 
 def packed(encodings: Sequence[Encoding], limits: EngineLimits) -> Iterator[Batch]:
-    """Batches for an engine: as many as it computes at a time, where there would be fewer."""
+    """Batches for an engine: as many as it computes at a time, where there would be fewer.
+
+    Args:
+        encodings: texts, in any order; each batch names the places of its own in ``indices``.
+        limits: the engine's.
+
+    Raises:
+        As ``batching.pack``.
+    """
     n_batch = limits.n_batch
     lengths = [encoding.n_tokens for encoding in encodings]
     if limits.lanes > 1 and WORTH_A_LANE < sum(lengths) <= limits.lanes * n_batch:
         equal, longest = max(WORTH_A_LANE, -(-sum(lengths) // limits.lanes)), max(lengths)
-        for n_tokens in (
-            equal,
-            equal + longest // 2,
-            equal + longest,
-        ):  # texts are whole, so some may be left over
+        for n_tokens in (equal, equal + longest // 2, equal + longest):  # texts are whole: some may be left over
             n_tokens = min(n_tokens, n_batch)
             batches = list(pack(encodings, n_batch=n_tokens, n_seq_max=limits.n_seq_max))
             if len(batches) <= limits.lanes or n_tokens == n_batch:
@@ -37,7 +41,12 @@ def packed(encodings: Sequence[Encoding], limits: EngineLimits) -> Iterator[Batc
 def decode_all(
     engine: Engine, batches: Iterable[Batch], stop: Cancellation | None = None
 ) -> Iterator[tuple[Batch, Float32Array]]:
-    """Batches with their rows, in their order. What the last one raises, or ``stop``, ends those under way, too.
+    """Batches with their rows, float32 ``[n_seqs, n_embd]``, in their order. What one raises, or ``stop``, ends all.
+
+    Args:
+        engine: computes ``limits.lanes`` of them at a time; of one with several, all batches are made first.
+        batches: read as they are computed, where the engine has one lane.
+        stop: ends those under way.
 
     Raises:
         As ``Engine.decode``.

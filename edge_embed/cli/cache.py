@@ -32,7 +32,7 @@ Examples:
 def cache(ctx: click.Context, path: Path | None, as_json: bool) -> None:
     """Show the cache of vectors, or make it smaller.
 
-    `embed`, `similarity` and `rerank` use it with --cache, or always where EDGE_EMBED_CACHE_VECTORS=1 is set. It
+    The commands that compute vectors use it with --cache, or always where EDGE_EMBED_CACHE_VECTORS=1 is set. It
     lies in $EDGE_EMBED_CACHE, by default in the platform's folder for caches.
     """
     from edge_embed.cache import EmbeddingCache

@@ -61,7 +61,8 @@ def _index_options(command: Command) -> Command:
             "--short",
             type=click.IntRange(min=0),
             metavar="N",
-            help="Values of the short vectors that a search compares first; a third by default, 0 for none.",
+            help="Values of the short vectors that a search compares first; 0 for none. By default a third, or the "
+            "model's trained size above that.",
         ),
         click.option(
             "--chunk-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a chunk; the model's, up to 512."

@@ -33,6 +33,10 @@ Command = Callable[..., None]
 Group = TypeVar("Group")
 STDIN: Final = "-"
 AT_LEAST_1: Final = click.IntRange(min=1)
+BATCH_TOKENS: Final = (
+    "Tokens that the model is given at once. Encoders compute several batches side by side, and one only where N is "
+    "large (of the bundled model: above 512)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,7 @@ def model_options(command: Command) -> Command:
         click.option("--pooling", type=click.Choice(POOLINGS), help="Pool hidden states otherwise than the file says."),
         click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text, if not the file's."),
         click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores."),
-        click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help="Tokens that the model is given at once."),
+        click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help=BATCH_TOKENS),
         click.option(
             "--kv-type",
             type=click.Choice(KV_TYPES),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1
+from edge_embed.cli.options import AT_LEAST_1, BATCH_TOKENS
 from edge_embed.cli.recipe import n_bytes
 from edge_embed.cli.terminal import size, table
 
@@ -41,7 +41,7 @@ Examples:
     "--ram", metavar="SIZE", callback=n_bytes, help="Main memory, e.g. 4GB; what is available here by default."
 )
 @click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="A text of N tokens must fit.")
-@click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help="Tokens that the model is given at once.")
+@click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help=BATCH_TOKENS)
 @click.option("--type", "ftype", metavar="TYPE", help="Plan a known model in that type, whether it is here or not.")
 @click.option(
     "--backend",
@@ -65,7 +65,9 @@ def plan(
 
     MODEL is a GGUF file or a name of `edge-embed list`; the bundled model by default. As many layers as fit go to the
     GPU, then batches become smaller, then keys and values q8_0. What cannot fit is refused, with what it would take.
-    Sizes are in powers of 1000; GiB and MiB are understood, too. --vram 0 plans without a GPU.
+    Sizes are in powers of 1000; GiB and MiB are understood, too. --vram 0 plans without a GPU. The contexts of an
+    encoder, which computes several batches side by side, are counted for this machine's cores, also where --ram says
+    how much another one has: with fewer --threads, or fewer cores, it takes less.
     """
     from edge_embed.planning import plan as plan_for
 

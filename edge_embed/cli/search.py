@@ -52,7 +52,7 @@ Examples:
     show_default=True,
     help="By meaning (dense), by words (text, BM25), or both orders joined by reciprocal ranks.",
 )
-@click.option("--rerank", "reranker", metavar="MODEL", help="A reranker that orders the best 100 again.")
+@click.option("--rerank", "reranker", metavar="MODEL", help="A reranker that orders the candidates again.")
 @click.option("--in", "below", type=click.Path(path_type=Path), metavar="PATH", help="Only this file, or this folder.")
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Only files of this kind; repeatable.")
 @click.option(
@@ -68,7 +68,12 @@ Examples:
     default=True,
     help="Whether short vectors find what full ones then order (the default), or full ones do both.",
 )
-@click.option("--candidates", type=AT_LEAST_1, metavar="N", help="Chunks that each order looks at; at least 100.")
+@click.option(
+    "--candidates",
+    type=AT_LEAST_1,
+    metavar="N",
+    help="Chunks that each order looks at, no fewer than --top-k; ten times that, and at least 100, by default.",
+)
 @click.option("-m", "--model", metavar="MODEL", help="Where the database's model lies now; another is refused.")
 @click.option("--query-prompt", metavar="TEXT", help="Refuse unless this is what the database puts before questions.")
 @click.option("-d", "--dimensions", type=AT_LEAST_1, metavar="N", help="Refuse unless its vectors have this size.")

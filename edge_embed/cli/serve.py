@@ -10,7 +10,7 @@ from typing import Final
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1, KV_TYPES, Command, grouped
+from edge_embed.cli.options import AT_LEAST_1, BATCH_TOKENS, KV_TYPES, Command, grouped
 from edge_embed.cli.recipe import n_bytes
 from edge_embed.cli.terminal import note
 from edge_embed.durations import seconds_of
@@ -198,7 +198,7 @@ this over the file. Several values in a variable are separated by spaces.
     help="A line for each request on standard error, never with its texts.",
 )
 @click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="CPU threads of a model.")
-@click.option("--batch-tokens", "n_batch", type=AT_LEAST_1, metavar="N", help="Tokens that a model is given at once.")
+@click.option("--batch-tokens", "n_batch", type=AT_LEAST_1, metavar="N", help=BATCH_TOKENS)
 @click.option(
     "--gpu-layers", type=click.IntRange(-1), metavar="N", help="Layers on the GPU; as many as fit by default."
 )

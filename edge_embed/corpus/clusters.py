@@ -35,6 +35,7 @@ class Clustering:
 
     @property
     def n_clusters(self) -> int:
+        """How many there are."""
         return int(self.labels.max()) + 1
 
     def members(self, cluster: int) -> list[int]:

@@ -43,7 +43,14 @@ def page(places: Float32Array, texts: Sequence[str], clusters: Clustering, indic
 
 
 def picture(places: Float32Array, clusters: Clustering, indices: Sequence[int], title: str) -> bytes:
-    """PNG of the same, without texts. Needs matplotlib."""
+    """PNG of the same, without texts.
+
+    Args:
+        places, clusters, indices, title: as for ``page``.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

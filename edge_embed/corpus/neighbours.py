@@ -16,7 +16,7 @@ Advance = Callable[[int], None]
 
 
 def unit(vectors: AnyArray) -> Float32Array:
-    """Vectors as float32 of length 1; one that is all zeros stays so.
+    """Vectors ``[n, d]`` of any type as float32 of length 1; one that is all zeros stays so.
 
     Raises:
         InvalidOptionError: one of them is not finite.

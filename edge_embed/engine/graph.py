@@ -38,9 +38,11 @@ class HiddenRows:
         self.callback = lib.c.ggml_backend_sched_eval_callback(observe)
 
     def clear(self) -> None:
+        """Forget what was copied."""
         self._chunks.clear()
 
     def take(self) -> Float32Array:
+        """What was copied since the last time, float32 ``[n_outputs, n_embd]``; no rows where nothing was."""
         rows = np.concatenate(self._chunks) if self._chunks else np.empty((0, self._n_embd), dtype=np.float32)
         self._chunks.clear()
         return rows

@@ -1,4 +1,4 @@
-"""One loaded model and its context, over llama.cpp's low-level API: packed batches in, raw pooled vectors out.
+"""One loaded model and its contexts, over llama.cpp's low-level API: packed batches in, raw pooled vectors out.
 
 Three ways lead to a vector, or to the logits of a reranker:
 
@@ -13,8 +13,9 @@ Three ways lead to a vector, or to the logits of a reranker:
 Where tokens look back alone, what several texts of a batch begin with is computed once: its cells in the context's
 memory belong to all of their sequences. Beginnings stay there from one batch to the next (``prefixes.py``).
 
-llama.cpp ends the process when a limit is broken, so every limit is checked here before the C call. One thread owns
-the model (``owner.py``): calls from any thread are handed to it in order.
+llama.cpp ends the process when a limit is broken, so every limit is checked before the C call (``checks.py``). One
+thread owns each context (``owner.py``): calls from any thread are handed to it in order. The context that is made here
+is the engine's own; an encoder on the CPU may have further ones over the same weights (``lanes.py``).
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ class LlamaEngine:
     Args:
         info: what the model file says of itself; ``info.path`` is loaded.
         n_threads: CPU threads; the usable physical cores by default.
-        n_batch: preferred tokens per batch.
+        n_batch: preferred tokens per batch. Above what a further lane may take there is only one (``lane_plan.py``).
         n_ubatch: tokens that the graph is computed for at a time, of a model whose tokens look back alone.
         n_seq_max: most texts per batch, 1 to 252.
         use_extra_bufts: repack weights for AMX and the like; the probe decides this.
@@ -276,7 +277,7 @@ class LlamaEngine:
         """What a lane computes. It does not know the engine, whose model must stay until it is done: this does."""
         return lane.decode(batch, n_threads)
 
-    # Everything below runs on the owning thread.
+    # Everything below runs on the thread that owns the engine's own context.
 
     def _load(self, use_extra_bufts: bool, gpu_layers: int | None, mmap: bool) -> None:
         return_large_blocks()

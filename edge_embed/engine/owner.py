@@ -1,7 +1,7 @@
-"""The one thread that touches a model, the C objects that it owns, and how a computation under way is stopped.
+"""The one thread that touches a context, the C objects of a model, and how a computation under way is stopped.
 
-OpenMP keeps a team of workers for each thread that calls it, so handing all calls to one thread also keeps the number
-of native threads constant.
+OpenMP keeps a team of workers for each thread that calls it. As a context is always computed by its owner, there are
+as many teams as contexts, however many threads ask.
 """
 
 from __future__ import annotations
@@ -41,9 +41,11 @@ class AbortFlag:
         self.data = ctypes.cast(self._text, ctypes.c_void_p)
 
     def set(self) -> None:
+        """End what is computed."""
         self._text[0] = b"x"
 
     def clear(self) -> None:
+        """Let what comes next be computed."""
         self._text[0] = b"\0"
 
 
@@ -57,11 +59,13 @@ class Handles:
         self.context: Any = None
 
     def free_context(self) -> None:
+        """The engine's own context, if there is one; the model stays."""
         if self.context:
             self._c.llama_free(self.context)
             self.context = None
 
     def free(self) -> None:
+        """All of them. Contexts of further lanes must be gone."""
         self.free_context()
         if self.model:
             self._c.llama_model_free(self.model)
@@ -71,7 +75,9 @@ class Handles:
 class SupportsClose(Protocol):
     """Something over a model, with a thread of its own."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the thread, and free what it owns."""
+        ...
 
 
 _Job = tuple[Future[Any], Callable[[], Any]]

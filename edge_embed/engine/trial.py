@@ -303,7 +303,12 @@ def _encoded(info: ModelInfo, tokenizer: Tokenizer, call: Mapping[str, Any]) -> 
 
 
 def deviation(info: ModelInfo, reference: Float32Array, vectors: Float32Array) -> float:
-    """How far vectors are from a reference's, at the worst text: 1 - cosine, or a reranker's difference of scores."""
+    """How far vectors are from a reference's, at the worst text: 1 - cosine, or a reranker's difference of scores.
+
+    Args:
+        info: the model.
+        reference, vectors: float32 ``[n, d]``, of the same texts.
+    """
     if info.rerank is not None:
         return float(np.abs(_scores(info.rerank, reference) - _scores(info.rerank, vectors)).max())
     a, b = reference.astype(np.float64), vectors.astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from edge_embed.embedder import Embedder
@@ -57,6 +57,8 @@ def model_name(model: Embedder | Reranker | str | Path | None) -> str | None:
 class Vectors:
     """An embedding model as libraries ask for it: lists of numbers, for queries or for documents.
 
+    A plug that takes these arguments and no others is a subclass, so that its signature shows them.
+
     Args:
         model: an open Embedder, a GGUF file or a name from ``edge-embed list``; the bundled model by default.
         instruction: what queries look for, for a model that takes instructions; its own prompt for queries by default.
@@ -74,8 +76,16 @@ class Vectors:
         truncate_dim: int | None = None,
     ) -> None:
         self.embedder = open_embedder(model)
-        self._instruction, self._truncate_dim = instruction, truncate_dim
+        self._model, self._instruction, self._truncate_dim = model, instruction, truncate_dim
         self.embedder.prepare([], role="query", instruction=instruction, truncate_dim=truncate_dim)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments, to be written down; InvalidOptionError for a model that was opened by the program."""
+        return {
+            "model": model_name(self._model),
+            "instruction": self._instruction,
+            "truncate_dim": self._truncate_dim,
+        }
 
     @property
     def dimensions(self) -> int:

@@ -6,12 +6,10 @@ is looked for to ``embed_query``.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from edge_embed.embedder import Embedder
 from edge_embed.integrations import extra
-from edge_embed.integrations.base import Vectors, model_name
+from edge_embed.integrations.base import Vectors
 
 with extra("chroma"):
     import numpy as np
@@ -22,26 +20,16 @@ NAME = "edge-embed"
 
 
 @register_embedding_function
-class EdgeEmbeddingFunction(EmbeddingFunction[Documents]):
+class EdgeEmbeddingFunction(Vectors, EmbeddingFunction[Documents]):
     """Vectors for a collection's documents and for its queries; arguments as for ``base.Vectors``."""
-
-    def __init__(
-        self,
-        model: Embedder | str | Path | None = None,
-        *,
-        instruction: str | None = None,
-        truncate_dim: int | None = None,
-    ) -> None:
-        self._vectors = Vectors(model, instruction=instruction, truncate_dim=truncate_dim)
-        self._model, self._instruction, self._truncate_dim = model, instruction, truncate_dim
 
     def __call__(self, input: Documents) -> Embeddings:  # noqa: A002 - Chroma checks the name
         """Vectors of documents."""
-        return [np.array(vector, dtype=np.float32) for vector in self._vectors.documents(input)]
+        return [np.array(vector, dtype=np.float32) for vector in self.documents(input)]
 
     def embed_query(self, input: Documents) -> Embeddings:  # noqa: A002
         """Vectors of queries."""
-        return [np.array(vector, dtype=np.float32) for vector in self._vectors.queries(input)]
+        return [np.array(vector, dtype=np.float32) for vector in self.queries(input)]
 
     @staticmethod
     def name() -> str:
@@ -54,11 +42,7 @@ class EdgeEmbeddingFunction(EmbeddingFunction[Documents]):
 
     def get_config(self) -> dict[str, Any]:
         """What a collection writes down; InvalidOptionError for a model that was opened by the program."""
-        return {
-            "model": model_name(self._model),
-            "instruction": self._instruction,
-            "truncate_dim": self._truncate_dim,
-        }
+        return self.settings()
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> EdgeEmbeddingFunction:

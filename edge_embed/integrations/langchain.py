@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from edge_embed.embedder import Embedder
 from edge_embed.integrations import extra
 from edge_embed.integrations.base import Vectors, open_reranker
 from edge_embed.reranker import Reranker
@@ -20,25 +19,16 @@ with extra("langchain"):
     from pydantic import ConfigDict, Field, PrivateAttr
 
 
-class EdgeEmbeddings(Embeddings):
+class EdgeEmbeddings(Vectors, Embeddings):
     """LangChain's embeddings over one model; the arguments are those of ``base.Vectors``."""
-
-    def __init__(
-        self,
-        model: Embedder | str | Path | None = None,
-        *,
-        instruction: str | None = None,
-        truncate_dim: int | None = None,
-    ) -> None:
-        self._vectors = Vectors(model, instruction=instruction, truncate_dim=truncate_dim)
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Vectors of texts that are to be found."""
-        return self._vectors.documents(texts)
+        return self.documents(texts)
 
     def embed_query(self, text: str) -> list[float]:
         """The vector of what is looked for."""
-        return self._vectors.query(text)
+        return self.query(text)
 
 
 class EdgeRerank(BaseDocumentCompressor):

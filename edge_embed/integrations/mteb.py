@@ -1,4 +1,4 @@
-# ruff: noqa: ARG002 - mteb's protocols name arguments that not every model needs
+# ruff: noqa: ARG002 - mteb passes a device
 """mteb: score a GGUF as its leaderboard scores models. ``mteb.evaluate(EdgeEncoder("model.gguf"), tasks)``.
 
 ``EdgeCrossEncoder`` takes part in its reranking tasks. mteb itself needs torch; nothing here does.
@@ -60,8 +60,6 @@ class EdgeEncoder(AbsEncoder):
         inputs: Iterable[dict[str, Any]],
         *,
         task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
         prompt_type: PromptType | None = None,
         show_progress_bar: bool = False,
         **_: Any,
@@ -112,10 +110,6 @@ class EdgeCrossEncoder:
         inputs1: Iterable[dict[str, Any]],
         inputs2: Iterable[dict[str, Any]],
         *,
-        task_metadata: Any,
-        hf_split: str,
-        hf_subset: str,
-        prompt_type: PromptType | None = None,
         show_progress_bar: bool = False,
         **_: Any,
     ) -> AnyArray:

@@ -205,14 +205,29 @@ class Database:
             where: an expression that chunks have to meet.
 
         Returns:
-            Rows with the columns of a hit and ``_distance``, and float32 ``[n, dimensions]``.
+            Rows with the columns of a hit and ``_distance``, and float32 ``[n, dimensions]``; fewer where fewer are.
+
+        Raises:
+            DatabaseFileError: the database cannot be read.
         """
         search = self._chunks.search(query, vector_column_name=column).distance_type("dot")
         search = search.nprobes(_PARTITIONS) if column == "short" else search.bypass_vector_index()
         return self._found(search, n, where, "_distance")
 
     def matching(self, words: str, n: int, *, where: str | None = None) -> tuple[list[dict[str, Any]], Float32Array]:
-        """The chunks that match some words best, by BM25, as ``nearest`` returns them; their score is ``_score``."""
+        """The chunks that match some words best, by BM25.
+
+        Args:
+            words: in any order; what the index makes of them is searched.
+            n: how many, at most.
+            where: as for ``nearest``.
+
+        Returns:
+            Rows with the columns of a hit and ``_score``, the best first, and float32 ``[n, dimensions]``.
+
+        Raises:
+            DatabaseFileError: the database cannot be read.
+        """
         from lancedb import query
 
         match: Any = query.MatchQuery  # its types ask for what has defaults

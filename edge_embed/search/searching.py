@@ -64,10 +64,12 @@ class Query:
 
     @property
     def n_candidates(self) -> int:
+        """How many of each order are looked at."""
         return self.candidates or max(CANDIDATES, 10 * self.limit)
 
     @property
     def needs_vector(self) -> bool:
+        """Whether the question has to be embedded."""
         return self.mode != "text"
 
     @property
@@ -103,7 +105,7 @@ def search(
     Args:
         database: where.
         query: what is asked.
-        vector: of ``embed_query``; None only where the query needs none.
+        vector: float32 ``[dimensions]`` of ``embed_query``; None only where the query needs none.
         reranker: orders the candidates again, by their texts.
 
     Raises:

@@ -59,7 +59,10 @@ def opened(served: Served, options: ModelOptions) -> Model:
 
 
 def warm_up(model: Model) -> None:
-    """Run a model once, so that no client waits for what a first run sets up. Nothing is counted, nothing kept."""
+    """Run a model once, so that the first client does not wait for what a first run sets up.
+
+    That is the first lane; others are set up by the first batches that they compute. Nothing is counted, nothing kept.
+    """
     job = model.prepare([("warm", "up")]) if isinstance(model, Reranker) else model.prepare(["warm up"])
     engine = model.backend.engine
     compute(Backend(engine, model.backend.width), job.encodings, Progress("", None, "", enabled=False))
