@@ -49,9 +49,12 @@ demo: $(RUNTIME) ## set up, then compare five sentences with the bundled model
 	    "Borrowing money has become more expensive." \
 	    "How do I bake sourdough bread?"
 
+# A process for each core, four at most; each runs whole files, whose tests share what takes long to make.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+
 .PHONY: test
 test: $(TEST) browser ## set up, then run every test
-	$(PY) -m pytest tests
+	$(PY) -m pytest tests $(PARALLEL)
 
 # The page's test drives the machine's own Chromium, or the program that EDGE_EMBED_BROWSER names. Where there is none, it
 # is installed if that can be done without asking for a password; otherwise that test fails and says what it needs.

@@ -14,6 +14,7 @@ from edge_embed.catalogue import DEFAULT_MODEL
 from edge_embed.registry import FOREVER, Model, Registry, Served
 from edge_embed.scheduler import Scheduler
 from edge_embed.server.app import create_app
+from edge_embed.server.arrivals import Arrivals
 from edge_embed.server.endpoint import Gate
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.opening import ModelOpener
@@ -95,10 +96,10 @@ def fake_server(
     Their files, which lists of models look into, are the bundled model's. ``engine`` is the engine of every embedding
     model, instead of a new one each time that one is loaded.
     """
-    metrics = Metrics()
+    metrics, arrivals = Metrics(), Arrivals()
     opened: list[str] = []
     engines: dict[str, FakeEngine] = {}
-    schedulers = ModelOpener(ModelOptions(), settings, metrics)
+    schedulers = ModelOpener(ModelOptions(), settings, metrics, arrivals)
 
     def open_fake(served: Served) -> tuple[Model, Scheduler]:
         opened.append(served.name)
@@ -114,6 +115,7 @@ def fake_server(
         ),
         settings,
         metrics,
+        arrivals=arrivals,
     )  # fmt: skip
     with running(app, settings) as url:
         yield Running(url, app.state.gate, opened, engines)
