@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -136,7 +135,6 @@ class Scheduler:
         max_texts: most texts that may wait.
         max_tokens: most tokens that may wait.
         report: told of each batch, on its thread, before its requests are answered; must be quick.
-        together: entered while requests are answered that were computed in one batch.
         name: of the threads.
         clock: seconds that only grow.
 
@@ -151,7 +149,6 @@ class Scheduler:
         max_texts: int = 16_384,
         max_tokens: int = 8_000_000,
         report: Callable[[BatchReport], None] = lambda _: None,
-        together: Callable[[], AbstractContextManager[object]] = contextlib.nullcontext,
         name: str = "edge-embed-scheduler",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -159,7 +156,7 @@ class Scheduler:
             raise InvalidOptionError(f"limits must be at least 1, got {max_texts} texts and {max_tokens} tokens")
         self.backend = backend
         self.max_texts, self.max_tokens = max_texts, max_tokens
-        self._report, self._together, self._clock = report, together, clock
+        self._report, self._clock = report, clock
         self._lock = threading.Condition()  # no future is answered and no engine is called while it is held
         self._lines: Lines[Ticket] = Lines()
         self._under_way: list[_UnderWay] = []
@@ -344,8 +341,7 @@ class Scheduler:
             n_tokens = int((batch.starts + batch.lengths).sum())
             self._learn(batch.n_tokens / max(seconds, 1e-6))
             self._report(BatchReport(batch.n_seqs, n_tokens, batch.n_tokens, len(tickets), seconds))
-            with self._together():
-                self._deliver(owners, rows)
+            self._deliver(owners, rows)
         except Exception as error:
             self._fail(tickets, error)
 

@@ -14,7 +14,6 @@ from edge_embed.catalogue import DEFAULT_MODEL
 from edge_embed.registry import FOREVER, Model, Registry, Served
 from edge_embed.scheduler import Scheduler
 from edge_embed.server.app import create_app
-from edge_embed.server.arrivals import Arrivals
 from edge_embed.server.endpoint import Gate
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.opening import ModelOpener
@@ -96,10 +95,10 @@ def fake_server(
     Their files, which lists of models look into, are the bundled model's. ``engine`` is the engine of every embedding
     model, instead of a new one each time that one is loaded.
     """
-    metrics, arrivals = Metrics(), Arrivals()
+    metrics = Metrics()
     opened: list[str] = []
     engines: dict[str, FakeEngine] = {}
-    schedulers = ModelOpener(ModelOptions(), settings, metrics, arrivals)
+    schedulers = ModelOpener(ModelOptions(), settings, metrics)
 
     def open_fake(served: Served) -> tuple[Model, Scheduler]:
         opened.append(served.name)
@@ -115,7 +114,6 @@ def fake_server(
         ),
         settings,
         metrics,
-        arrivals=arrivals,
     )  # fmt: skip
     with running(app, settings) as url:
         yield Running(url, app.state.gate, opened, engines)

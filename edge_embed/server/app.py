@@ -14,7 +14,6 @@ from starlette.middleware.cors import CORSMiddleware
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.registry import Kind, Registry
 from edge_embed.server import docs, operations, pages, searching
-from edge_embed.server.arrivals import Arrivals
 from edge_embed.server.dialects import cohere, lmstudio, ollama, openai, rerank, tei, tokenizing
 from edge_embed.server.endpoint import TIMING_HEADERS, Endpoint, Gate
 from edge_embed.server.log import AccessLog
@@ -49,7 +48,6 @@ def create_app(
     warm_up: Iterable[Kind] = (),
     token_table: TokenTable | None = None,
     search: Searched | None = None,
-    arrivals: Arrivals | None = None,
 ) -> Starlette:
     """An ASGI application over a registry, which it closes when it ends.
 
@@ -61,11 +59,10 @@ def create_app(
         warm_up: of each of these kinds the first model is loaded, and has answered, before requests are taken.
         token_table: what the token ids of requests stand for; None for the model's own.
         search: the database that ``/v1/search`` answers from; without one there is no such route.
-        arrivals: where the registry's models bring their answers.
     """
     metrics = metrics or Metrics()
     log = log or AccessLog("off")
-    service = Service(registry, settings, metrics, arrivals or Arrivals())
+    service = Service(registry, settings, metrics)
     gate = Gate(service, settings, metrics, log, token_table)
     gate.search = search
     metrics.count_models(registry)

@@ -15,7 +15,6 @@ from typing import Any, Final, cast
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from edge_embed.server.leaving import EXTENSION
 from edge_embed.server.settings import ServerSettings
 
 LOOK_SECONDS: Final = 1.0
@@ -58,8 +57,6 @@ class Connection(HttpToolsProtocol):
         self._unread = 0  # bytes of answers that the client had not taken at the last look
         self._unread_since = self.since
         self._first = True
-        self._watching: set[Callable[[], None]] = set()
-        self._is_lost = False
 
     # What happens on it
 
@@ -90,7 +87,6 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self.scope["extensions"] = {EXTENSION: self.watch}  # type: ignore[dict-item] # ASGI's type knows its own alone
         self.in_head, self.in_body, self._n_head = True, False, 0
         if not self._first:
             self.since = time.monotonic()
@@ -112,21 +108,6 @@ class Connection(HttpToolsProtocol):
         """It was answered."""
         super().on_response_complete()
         self.since = time.monotonic()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """It is closed."""
-        super().connection_lost(exc)
-        self._is_lost = True
-        for left in tuple(self._watching):
-            left()
-
-    def watch(self, left: Callable[[], None]) -> Callable[[], object]:
-        """Call something when the client leaves, unless what is returned is called before."""
-        self.flow.resume_reading()  # else nobody sees it leave
-        if self._is_lost:
-            return self.loop.call_soon(left).cancel
-        self._watching.add(left)
-        return lambda: self._watching.discard(left)
 
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP."""

@@ -23,7 +23,6 @@ from starlette.types import Receive, Scope, Send
 from edge_embed.errors import AccessDeniedError, ComputeError, EdgeEmbedError, NotReadyError, QueueFullError
 from edge_embed.server.bodies import Body, ClientLeftError, Room, receive_body
 from edge_embed.server.families import Family
-from edge_embed.server.leaving import WhileConnected
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.origins import Origins
@@ -302,13 +301,10 @@ class Answering:
             try:
                 body = await self._admitted(headers, receive)
                 call.started = time.perf_counter()
-                if self.endpoint.public:
-                    reply = await self.endpoint.handler(body, call)
-                else:
+                if not self.endpoint.public:
                     self.gate.enter()
                     entered = True
-                    with WhileConnected(scope, receive):
-                        reply = await self.endpoint.handler(body, call)
+                reply = await self._reply(body, call, receive)
                 data = reply.encoded()
             except EdgeEmbedError as found:
                 error = found
@@ -354,10 +350,36 @@ class Answering:
             room=gate.room,
         )
 
+    async def _reply(self, body: Body | None, call: Call, receive: Receive) -> Reply:
+        if self.endpoint.public:
+            return await self.endpoint.handler(body, call)
+        return await self._watched(body, call, receive)
+
+    async def _watched(self, body: Body | None, call: Call, receive: Receive) -> Reply:
+        """The handler's answer, unless the client goes away before it is there: then the work is stopped."""
+        work = asyncio.ensure_future(self.endpoint.handler(body, call))
+        left = asyncio.ensure_future(_left(receive))
+        try:
+            await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                raise ClientLeftError
+            return work.result()
+        finally:
+            left.cancel()
+            if not work.done():
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+
     def _said(self, scope: Scope, call: Call, status: int, error: EdgeEmbedError | None, seconds: float) -> None:
         kind = type(error).__name__ if error is not None else "ClientLeft" if status == CLIENT_LEFT else None
         self.gate.metrics.replied(self.endpoint.path, self.endpoint.method, status, seconds, kind)
         self.gate.log.request(scope, call, self.endpoint, status, seconds, error)
+
+
+async def _left(receive: Receive) -> None:
+    """Returns when the client closes the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def refusal(family: Family, error: EdgeEmbedError) -> Reply:

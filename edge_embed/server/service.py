@@ -23,7 +23,6 @@ from edge_embed.prompts import Role
 from edge_embed.registry import Kind, Loaded, Registry, Served
 from edge_embed.reranker import Reranker
 from edge_embed.scheduler import Computed, Ticket
-from edge_embed.server.arrivals import Arrivals
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.requests import (
     Embedded,
@@ -56,15 +55,11 @@ class Service:
         registry: the models; closed by the caller.
         settings: limits and defaults.
         metrics: told of what happens.
-        arrivals: where answers of the models' threads come.
         threads: for tokenizing and finishing what takes long.
     """
 
-    def __init__(
-        self, registry: Registry, settings: ServerSettings, metrics: Metrics, arrivals: Arrivals, *, threads: int = 2
-    ) -> None:
+    def __init__(self, registry: Registry, settings: ServerSettings, metrics: Metrics, *, threads: int = 2) -> None:
         self.registry, self.settings, self.metrics = registry, settings, metrics
-        self._arrivals = arrivals
         self.n_threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="edge-embed-work")
         self._loading = ThreadPoolExecutor(_MOST_LOADING, thread_name_prefix="edge-embed-load")
@@ -256,7 +251,7 @@ class Service:
         ticket = await self._submitted(loaded, encodings, tokens=tokens)
         try:
             self.metrics.tokenized(loaded.served.name, timing.tokenization)  # while the model computes already
-            computed = await self._arrivals.wait(ticket.future, self.settings.timeout)
+            computed = await asyncio.wait_for(asyncio.wrap_future(ticket.future), self.settings.timeout)
         except asyncio.TimeoutError:
             raise DeadlineExceededError(
                 f"the request took longer than {self.settings.timeout:g} s", hint="send fewer or shorter texts"
