@@ -11,7 +11,6 @@ from edge_embed.registry import Model, Served
 from edge_embed.reranker import Reranker
 from edge_embed.running import Backend, compute
 from edge_embed.scheduler import Scheduler
-from edge_embed.server.arrivals import Arrivals
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.settings import ModelOptions, ServerSettings
 
@@ -23,7 +22,6 @@ class ModelOpener:
     options: ModelOptions
     settings: ServerSettings
     metrics: Metrics
-    arrivals: Arrivals
 
     def __call__(self, served: Served) -> tuple[Model, Scheduler]:
         """The model in memory and its scheduler. Raises as ``Embedder``."""
@@ -42,7 +40,6 @@ class ModelOpener:
             max_texts=self.settings.max_queued_texts,
             max_tokens=self.settings.max_queued_tokens,
             report=lambda report: self.metrics.batch(served.name, report),
-            together=self.arrivals.together,
             name=f"edge-embed {served.name}"[:60],
         )
 

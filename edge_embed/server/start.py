@@ -16,7 +16,6 @@ from edge_embed.planning import memory_of
 from edge_embed.registry import FOREVER, Kind, Registry, Served
 from edge_embed.search.database import Database
 from edge_embed.server.app import create_app
-from edge_embed.server.arrivals import Arrivals
 from edge_embed.server.log import AccessLog
 from edge_embed.server.metrics import Metrics
 from edge_embed.server.opening import ModelOpener
@@ -125,10 +124,10 @@ def build(
         DatabaseMissingError, DatabaseFileError: the database.
         InvalidOptionError: no model, or two of a name.
     """
-    metrics, arrivals = Metrics(), Arrivals()
+    metrics = Metrics()
     registry = Registry(
         served,
-        ModelOpener(options, settings, metrics, arrivals),
+        ModelOpener(options, settings, metrics),
         memory_of=memory_of,
         memory_limit=memory_limit,
         keep_alive=keep_alive,
@@ -137,14 +136,7 @@ def build(
     log = AccessLog(settings.log)
     search = None if database is None else searched(Database(database), served)
     return create_app(
-        registry,
-        settings,
-        metrics,
-        log=log,
-        warm_up=_first_kind(served),
-        token_table=table,
-        search=search,
-        arrivals=arrivals,
+        registry, settings, metrics, log=log, warm_up=_first_kind(served), token_table=table, search=search
     )
 
 
