@@ -147,7 +147,7 @@ default-model: $(RUNTIME) ## convert the bundled default model again, from its p
 .PHONY: bench
 bench: $(TEST) ## speed, load and memory beside peers, fidelity, retrieval, start; needs DATA=folder (benchmarks/datasets.py)
 	@test -n "$(DATA)" || { echo "make bench DATA=FOLDER: see benchmarks/datasets.py for what it holds" >&2; exit 2; }
-	$(PY) -m benchmarks.qwen3 --data "$(DATA)" --work "$(WORK)" $(BESIDE)
+	$(PY) -m benchmarks.qwen3 --data "$(DATA)" --work "$(WORK)" $(BESIDE) $(if $(OPENVINO),--openvino "$(OPENVINO)")
 	checkpoint="$$($(PY) -c 'from tests.oracle import minilm_folder; print(minilm_folder())')"; \
 	$(PY) -m benchmarks.speed --data "$(DATA)" --checkpoint "$$checkpoint" $(BESIDE); \
 	if $(PY) -c 'import torch' 2>/dev/null; then \

@@ -50,6 +50,7 @@ class Engine:
         python: interpreter of its environment.
         model: file or folder.
         variants: settings to choose from; a single one is taken untried.
+        environment: variables of its process, beside those of this one.
         missing: why it cannot run here, or empty.
     """
 
@@ -59,6 +60,7 @@ class Engine:
     model: str
     variants: tuple[Variant, ...] = (Variant(""),)
     missing: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class PeerError(Exception):
@@ -78,6 +80,7 @@ class Peer:
             "OMP_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "true",
+            **engine.environment,
         }
         self._process = subprocess.Popen(
             [engine.python, str(_HERE / "worker.py"), engine.kind, json.dumps(settings)],

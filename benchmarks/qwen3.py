@@ -16,7 +16,9 @@ Peers run in environments of their own, and one that is not there is a row that 
 * ``--llama-server``: llama.cpp's server, built from the sources of llama-cpp-python (``vendor/llama.cpp``);
 * ``--stock-python``: an interpreter with llama-cpp-python as pip builds it; its ``Llama.embed``;
 * ``--peer-python``: an interpreter with sentence-transformers, run in float32 and in bfloat16;
-* ``--also NAME=JSON``: this project once more with other arguments, e.g. ``--also 'BF16={"model": "m.gguf"}'``.
+* ``--also NAME=JSON``: this project once more with other arguments, e.g. ``--also 'BF16={"model": "m.gguf"}'``;
+* ``--openvino ENGINE``: this project in BF16 and Q8_0 on llama.cpp's libraries with the OpenVINO backend, by their name
+  in ``edge-embed engine list`` or their folder, and, to compare, the same files on the CPU's own kernels.
 
 Each is first tried with several settings on work of the same kind, and measured with its best (see the table). Every
 engine has a process of its own and they stay loaded together, which takes some 14 GB. Weights are random, of the
@@ -30,6 +32,7 @@ import json
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--stock-python", default=sys.executable)
     parser.add_argument("--also", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--openvino", metavar="ENGINE")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--documents", type=int, default=16, help="of a round")
@@ -138,6 +142,12 @@ def embedders(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
         own = json.loads(given)
         other = own.pop("model", model)
         rows.append(Engine(f"{OURS} {name}", "edge-embed", sys.executable, other, (Variant("", {"arguments": own}),)))
+    if options.openvino:
+        for ftype in ("bf16", "q8_0"):
+            file, name = str(shape.embedder(ftype)), ftype.upper()
+            rows.append(Engine(f"{OURS} {name}", "edge-embed", sys.executable, file))
+            engine = {"EDGE_EMBED_ENGINE": options.openvino}
+            rows.append(Engine(f"{OURS} {name}, OpenVINO", "edge-embed", sys.executable, file, environment=engine))
     rows.append(_server(options, model, ["--pooling", "last"]))
     # Its batch is what it cuts texts at, so it is as large as the longest document.
     llama = [
@@ -234,7 +244,7 @@ def _server(
 
 
 def _first_ways(rows: Sequence[Engine]) -> list[Engine]:
-    return [Engine(r.name, r.kind, r.python, r.model, r.variants[:1], r.missing) for r in rows]
+    return [replace(row, variants=row.variants[:1]) for row in rows]
 
 
 def _parts(texts: Sequence[str], size: int, n: int) -> list[list[str]]:

@@ -227,7 +227,9 @@ def _ours(model: Path, options: argparse.Namespace, environment: dict[str, str] 
 def _theirs(model: Path, way: Sequence[str], options: argparse.Namespace) -> Server:
     threads = str(options.threads)
     command = [options.llama_server, "-m", str(model), "--host", "127.0.0.1", "--port", "{port}", "--embedding"]
-    return Server([*command, "-t", threads, "-tb", threads, "-fa", "on", "--cache-ram", "0", "--threads-http", "80", *way])
+    return Server(
+        [*command, "-t", threads, "-tb", threads, "-fa", "on", "--cache-ram", "0", "--threads-http", "80", *way]
+    )
 
 
 def _minilm_ways() -> list[list[str]]:
