@@ -116,6 +116,12 @@ engines: $(TEST) ## build the libraries of ENGINES (cpu-native cpu-portable), an
 	    EDGE_EMBED_ENGINE="$(CURDIR)/.cache/engines/engines/$$preset" $(PY) -m pytest $(ENGINE_TESTS); \
 	done
 
+# Debian's g++-aarch64-linux-gnu and qemu-user-static are needed; the rest is downloaded and kept in .cache. Half an hour.
+.PHONY: arm64
+arm64: $(TEST) ## cross-compile for a Raspberry Pi 5, and run it under qemu beside this processor
+	cmake --preset rpi5 && cmake --build --preset rpi5
+	$(PY) -m benchmarks.arm64 --work .cache/arm64 --engine build/rpi5/bin
+
 .PHONY: golden
 golden: $(PARITY) ## write the golden files in tests/data again, from the original models
 	$(PY) tests/make_golden.py
@@ -124,19 +130,23 @@ golden: $(PARITY) ## write the golden files in tests/data again, from the origin
 parity: $(PARITY) ## compare with the original models, run by torch
 	$(PY) -m pytest tests -m parity
 
-# Libraries whose plugs are tested apart, because they are large: above the environment of the tests, each in its own.
-.PHONY: test-chroma test-mteb
+# Libraries that are tested apart, because they are large: above the environment of the tests, each in its own.
+.PHONY: test-chroma test-mteb test-ray
 test-chroma: ## the plug for Chroma with the real library, in an environment of its own (0.3 GB)
 test-mteb: ## the plug for mteb, likewise (with torch)
-test-chroma test-mteb: test-%: .cache/plugs/%/.stamp
-	.cache/plugs/$*/bin/python -m pytest tests/integrations tests/test_readme.py -m $*
+test-ray: ## bulk jobs and replicas on the real Ray, likewise (0.6 GB)
+test-chroma test-mteb test-ray: test-%: .cache/plugs/%/.stamp
+	.cache/plugs/$*/bin/python -m pytest tests/bulk tests/integrations tests/test_readme.py -m $*
+
+# What these tests need beside the library itself: replicas of the server, and a store that speaks S3.
+WITH_ray := 'ray[serve]' 'moto[server]>=5'
 
 .cache/plugs/%/.stamp: $(TEST)
 	rm -rf .cache/plugs/$* && $(PY) -m venv .cache/plugs/$*
 	site() { "$$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }; \
 	below="$$(site "$(PY)")"; own="$$(site .cache/plugs/$*/bin/python)"; \
 	echo "import site; site.addsitedir('$$below')" > "$$own/below.pth"
-	.cache/plugs/$*/bin/python -m pip install --disable-pip-version-check 'edge-embed[$*]'
+	.cache/plugs/$*/bin/python -m pip install --disable-pip-version-check 'edge-embed[$*]' $(WITH_$*)
 	@touch $@
 
 .PHONY: default-model

@@ -96,6 +96,12 @@ def strip(found: builds.Build) -> None:
     (found.folder / builds.MANIFEST).write_text("{}")
 
 
+def only_make(found: builds.Build) -> None:
+    manifest = json.loads((found.folder / builds.MANIFEST).read_text())
+    del manifest["installed"]
+    (found.folder / builds.MANIFEST).write_text(json.dumps(manifest))
+
+
 def lead_out(found: builds.Build) -> None:
     manifest = json.loads((found.folder / builds.MANIFEST).read_text())
     manifest["files"][0]["name"] = "../libggml.so"
@@ -106,7 +112,7 @@ def lead_out(found: builds.Build) -> None:
     ("damage", "said"),
     [(cut, "libggml.so has 1 bytes, not 4"), (change, "libggml.so is not what was installed"),
      (take_away, "libggml.so cannot be read"), (tear, "engine.json is damaged"), (strip, "engine.json is damaged"),
-     (lead_out, "engine.json is damaged")],
+     (lead_out, "engine.json is damaged"), (only_make, "take it with `edge-embed engine add ")],
 )  # fmt: skip
 def test_a_damaged_build_is_not_taken(damage: Callable[[builds.Build], None], said: str) -> None:
     damage(install("mine"))

@@ -165,7 +165,10 @@ def read(name: str, folder: Path | None = None) -> Build | Broken:
     """One build, by its name or, where it lies elsewhere, by its folder."""
     folder = folder or engines_dir() / name
     try:
-        return _parse(name, folder, json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if isinstance(manifest, dict) and manifest and "installed" not in manifest:
+            return Broken(name, folder, f"it is what CMake made; take it with `edge-embed engine add {folder}`")
+        return _parse(name, folder, manifest)
     except OSError as error:
         return Broken(name, folder, f"{MANIFEST} cannot be read: {error.strerror or error}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
