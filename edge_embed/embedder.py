@@ -11,6 +11,7 @@ import numpy as np
 from edge_embed import postprocess, prompts
 from edge_embed.cache import EmbeddingCache, Lookup, ModelCache
 from edge_embed.cancellation import Cancellation, stop_of, watched
+from edge_embed.encode_methods import EncodeMethods
 from edge_embed.errors import EngineClosedError, InvalidOptionError, NonFiniteError
 from edge_embed.gguf_header import read_header
 from edge_embed.inputs import as_texts, checked_prompts, text_or_ids
@@ -24,7 +25,6 @@ from edge_embed.tokenizer import Text, Tokenizer
 from edge_embed.types import (
     OUTPUTS,
     TEXT_TRUNCATIONS,
-    AnyArray,
     EmbedResult,
     Encoding,
     Engine,
@@ -39,7 +39,7 @@ from edge_embed.types import (
 )
 
 
-class Embedder:
+class Embedder(EncodeMethods):
     """Embeds texts with one GGUF model, offline.
 
     Any number of threads may use one Embedder; the model itself runs on threads of its own.
@@ -54,7 +54,13 @@ class Embedder:
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default. Encoders compute several batches
             side by side, and one only where they are large (of the bundled model: above 512).
+        device: where it computes: ``auto``, ``cpu``, ``cuda:0``, ``metal``, ``vulkan:0``, ...; several with commas
+            between them share the layers. ``auto`` takes GPUs that are here, and falls back to the CPU; a device that
+            is named is used or refused, unless ``cpu`` stands at the end (``cuda:0,cpu``). What is not as it was asked
+            for is a ``DeviceWarning``. By default what the environment variable EDGE_EMBED_DEVICE says, else ``auto``.
         gpu_layers: layers put on a GPU, the output counted as one; as many as fit, by default.
+        low_memory: for boards with 1 or 2 GB: the weights stay pages of the file, which the system may drop and read
+            again, and little is computed at a time; slower.
         kv_type: how a model with a KV cache keeps what it has seen of a text: ``f16``, or ``q8_0`` in half the memory
             and less exactly.
         deterministic: the same text gives the same bits whatever else is in the call: each is computed by itself,
@@ -88,7 +94,9 @@ class Embedder:
         default_prompt_name: str | None = None,
         n_threads: int | None = None,
         n_batch: int | None = None,
+        device: str | None = None,
         gpu_layers: int | None = None,
+        low_memory: bool = False,
         kv_type: KvType = "f16",
         deterministic: bool = False,
         lora: str | Path | None = None,
@@ -103,8 +111,11 @@ class Embedder:
         info = with_projection(info, header, projection, adapted=lora is not None)
         postprocess.check_dim(truncate_dim, info.n_embd)
         adapter = adapter_of(lora, lora_scale)
-        options = EngineOptions(n_threads=n_threads, n_batch=n_batch, gpu_layers=gpu_layers, kv_type=kv_type)
-        engine, tokenizer = open_model(header, info, {**options, "deterministic": deterministic, "lora": adapter})
+        options = EngineOptions(
+            n_threads=n_threads, n_batch=n_batch, device=device, gpu_layers=gpu_layers, low_memory=low_memory,
+            kv_type=kv_type, deterministic=deterministic, lora=adapter,
+        )  # fmt: skip
+        engine, tokenizer = open_model(header, info, options)
         try:
             kept = ModelCache.open(cache, info, adapter, kv_type=kv_type, deterministic=deterministic)
             self._assemble(info, engine, tokenizer, truncate_dim, prompts, default_prompt_name, kept)
@@ -341,101 +352,9 @@ class Embedder:
             raise NonFiniteError(wrong, result)
         return result
 
-    def encode(
-        self,
-        sentences: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        instruction: str | None = None,
-        role: prompts.Role | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool | None = None,
-        precision: Precision = "float32",
-        truncate: Truncate = "right",
-        max_tokens: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> AnyArray:
-        """Vectors of texts, ``[n, d]`` in input order (``[d]`` for a single string). Arguments as for ``embed``."""
-        single = isinstance(sentences, str)
-        result = self.embed(
-            [sentences] if isinstance(sentences, str) else sentences,
-            prompt=prompt,
-            prompt_name=prompt_name,
-            instruction=instruction,
-            role=role,
-            truncate_dim=truncate_dim,
-            normalize=normalize,
-            precision=precision,
-            truncate=truncate,
-            max_tokens=max_tokens,
-            show_progress_bar=show_progress_bar,
-        )
-        return result.vectors[0] if single else result.vectors
-
-    def encode_query(
-        self,
-        sentences: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        instruction: str | None = None,
-        truncate_dim: int | None = None,
-        normalize: bool | None = None,
-        precision: Precision = "float32",
-        truncate: Truncate = "right",
-        max_tokens: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> AnyArray:
-        """``encode`` with the model's ``query`` prompt, where it has one and the call names no other."""
-        return self.encode(
-            sentences,
-            prompt_name,
-            prompt,
-            instruction=instruction,
-            role="query",
-            truncate_dim=truncate_dim,
-            normalize=normalize,
-            precision=precision,
-            truncate=truncate,
-            max_tokens=max_tokens,
-            show_progress_bar=show_progress_bar,
-        )
-
-    def encode_document(
-        self,
-        sentences: str | Sequence[str],
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        *,
-        truncate_dim: int | None = None,
-        normalize: bool | None = None,
-        precision: Precision = "float32",
-        truncate: Truncate = "right",
-        max_tokens: int | None = None,
-        show_progress_bar: bool = False,
-    ) -> AnyArray:
-        """``encode`` with the model's ``document`` (``passage``, ``corpus``) prompt, where it has one."""
-        return self.encode(
-            sentences,
-            prompt_name,
-            prompt,
-            role="document",
-            truncate_dim=truncate_dim,
-            normalize=normalize,
-            precision=precision,
-            truncate=truncate,
-            max_tokens=max_tokens,
-            show_progress_bar=show_progress_bar,
-        )
-
     def prompt_of(self, role: prompts.Role) -> str:
         """What is put before queries or documents where a call does not say, possibly nothing."""
         return self._prefix(None, None, None, role)
-
-    def similarity(self, a: AnyArray, b: AnyArray) -> Float32Array:
-        """Cosine of each vector of ``a`` with each of ``b``, float32 ``[n, m]``."""
-        return postprocess.similarity(a, b)
 
     def tokenize(
         self,
@@ -473,6 +392,11 @@ class Embedder:
         )
 
     # Life
+
+    @property
+    def device(self) -> str:
+        """Where the model computes: ``cpu``, or the GPUs that have layers of it, e.g. ``cuda:0``."""
+        return self.backend.device
 
     def forget(self) -> None:
         """What the next call computes does not depend on earlier ones, to the last bit; a cache is not emptied."""

@@ -12,9 +12,9 @@ from typing import Final, cast
 from edge_embed import catalogue
 from edge_embed.architectures import DECODERS
 from edge_embed.catalogue import CatalogueEntry
-from edge_embed.engine import simulate
+from edge_embed.engine import placement, simulate
 from edge_embed.engine.plan import MemoryPlan, fits_in, make_plan, repacked_share, room_here
-from edge_embed.engine.shape import SEQ_MAX, context_shape, has_memory
+from edge_embed.engine.shape import context_shape, has_memory, sizes
 from edge_embed.errors import InvalidOptionError, ModelMissingError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
@@ -61,7 +61,9 @@ def plan(
     max_tokens: int | None = None,
     n_batch: int | None = None,
     kv_type: KvType | None = None,
+    device: str | None = None,
     gpu_layers: int | None = None,
+    low_memory: bool = False,
 ) -> Planned:
     """How to run a model in the memory that there is.
 
@@ -77,7 +79,9 @@ def plan(
         max_tokens: a text of so many tokens must fit; by default the plan says how long one may be.
         n_batch: tokens of a batch.
         kv_type: type of keys and values.
+        device: which of this machine's devices, see ``Embedder``; not together with ``vram`` or ``backend``.
         gpu_layers: layers on the GPU, the output counted as one.
+        low_memory: as ``Embedder`` has it.
 
     Raises:
         EngineMemoryError: nothing fits; with the numbers.
@@ -86,7 +90,11 @@ def plan(
         EngineUnavailableError: the library is missing.
     """
     info, ftype = _find(model, ftype)
-    room = room_here(ram=ram, vram=vram, backend=backend)
+    elsewhere = vram is not None or backend is not None
+    if elsewhere and device is not None:
+        raise InvalidOptionError("device is about this machine, vram and backend are not", hint="leave one of them out")
+    asked = placement.wanted(placement.AUTO if elsewhere else device, gpu_layers, placement.here())
+    room = room_here(asked.gpus, ram=ram, vram=vram, backend=backend)
     assert info.shape is not None
     repacked = repacked_share(info.shape) if ftype is None else 0.0
     made = room
@@ -99,8 +107,11 @@ def plan(
             kv_type=kv_type,
             gpu_layers=gpu_layers,
             repacked=repacked,
+            low_memory=low_memory,
         )
-        laid_out = None if ftype is not None else _laid_out(info, chosen, given=vram is not None)
+        laid_out = None
+        if ftype is None and (room.gpus or not chosen.gpu_layers):  # of a GPU that is not here, llama.cpp knows nothing
+            laid_out = _laid_out(info, chosen, low_memory=low_memory)
         if laid_out is None or not chosen.gpu_layers or laid_out <= chosen.gpu.compute:
             break
         exact = replace(chosen, gpu=replace(chosen.gpu, compute=laid_out))
@@ -111,10 +122,16 @@ def plan(
     return Planned(info, replace(chosen, room=room), ftype, laid_out)
 
 
-def memory_of(info: ModelInfo) -> int:
+def memory_of(
+    info: ModelInfo, *, device: str | None = None, gpu_layers: int | None = None, low_memory: bool = False
+) -> int:
     """Bytes that a model takes when it is loaded here as the engine does by itself, main memory and GPU together.
 
     Settings of a call, such as ``n_threads`` (which an encoder's lanes follow from) and ``n_batch``, are not counted.
+
+    Args:
+        info: the model.
+        device, gpu_layers, low_memory: as ``Embedder`` has them.
 
     Raises:
         EngineMemoryError: it does not fit.
@@ -122,7 +139,9 @@ def memory_of(info: ModelInfo) -> int:
     """
     if info.shape is None:
         return info.size_bytes
-    return make_plan(info, room_here(), repacked=repacked_share(info.shape)).total
+    room = room_here(placement.wanted(device, gpu_layers, placement.here()).gpus)
+    repacked = repacked_share(info.shape)
+    return make_plan(info, room, gpu_layers=gpu_layers, repacked=repacked, low_memory=low_memory).total
 
 
 def _find(model: str | None, ftype: str | None) -> tuple[ModelInfo, str | None]:
@@ -178,20 +197,20 @@ def known_model(entry: CatalogueEntry, ftype: str) -> ModelInfo:
     )
 
 
-def _laid_out(info: ModelInfo, chosen: MemoryPlan, *, given: bool) -> int | None:
-    """What llama.cpp lays out for a plan: None where it is for a GPU that was only given as a number."""
-    if chosen.gpu_layers and given:
-        return None
+def _laid_out(info: ModelInfo, chosen: MemoryPlan, *, low_memory: bool) -> int:
+    """What llama.cpp lays out for a plan."""
+    usual = sizes(info, low_memory=low_memory)
     context = context_shape(
         info,
         n_tokens=max(chosen.n_batch, 1),
-        n_seq_max=SEQ_MAX,
+        n_seq_max=usual.n_seq_max,
         n_ubatch=chosen.n_ubatch,
         hidden=has_memory(info),
         kv_type=chosen.kv_type,
+        share=usual.share,
     )
     context = replace(context, n_ctx=chosen.n_ctx, n_ubatch=chosen.n_ubatch)
     if not chosen.gpu_layers:
         return simulate.used(info, context)
-    found = simulate.reserved(info, context, gpu_layers=chosen.gpu_layers)
+    found = simulate.reserved(info, context, gpu_layers=chosen.gpu_layers, gpus=chosen.room.gpus)
     return sum(n_bytes for kind, n_bytes in found.items() if not kind.startswith("CPU") and "Host" not in kind)

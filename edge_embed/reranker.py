@@ -50,7 +50,7 @@ class Reranker:
         max_tokens: most tokens of a pair; the model's own limit by default.
         n_threads: CPU threads; the usable physical cores by default.
         n_batch: tokens per batch; a sensible number for the kind of model by default.
-        gpu_layers: layers put on a GPU, the output counted as one; as many as fit, by default.
+        device, gpu_layers, low_memory: where it computes, and in how much memory; see ``Embedder``.
         lora, lora_scale: a LoRA adapter and how much of it is added; see ``Embedder``.
         cache: where logits are kept for the next time; see ``Embedder``.
         download: whether a known model that is not here may be downloaded; see ``Embedder``.
@@ -70,7 +70,9 @@ class Reranker:
         max_tokens: int | None = None,
         n_threads: int | None = None,
         n_batch: int | None = None,
+        device: str | None = None,
         gpu_layers: int | None = None,
+        low_memory: bool = False,
         lora: str | Path | None = None,
         lora_scale: float = 1.0,
         cache: EmbeddingCache | str | Path | bool | None = None,
@@ -86,7 +88,9 @@ class Reranker:
             {
                 "n_threads": n_threads,
                 "n_batch": n_batch,
+                "device": device,
                 "gpu_layers": gpu_layers,
+                "low_memory": low_memory,
                 "lora": adapter,
             },
         )

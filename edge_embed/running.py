@@ -25,7 +25,9 @@ class EngineOptions(TypedDict, total=False):
 
     n_threads: int | None
     n_batch: int | None
+    device: str | None
     gpu_layers: int | None
+    low_memory: bool
     lora: Lora | None
     kv_type: KvType
     deterministic: bool
@@ -44,6 +46,11 @@ class Backend:
     engine: Engine
     width: int
     cache: ModelCache | None = None
+
+    @property
+    def device(self) -> str:
+        """Where it is computed: ``cpu``, ``cuda:0``, ..."""
+        return str(getattr(self.engine, "device", "cpu"))
 
     def close(self) -> None:
         """Free the model, and write what the cache has to write."""
@@ -73,13 +80,19 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
         EngineUnavailableError, EngineMemoryError: the machine.
         InvalidOptionError: an option outside its range.
     """
-    from edge_embed.engine import bindings, tune
+    from edge_embed.engine import bindings, placement, tune
     from edge_embed.engine.llama import LlamaEngine
     from edge_embed.engine.probe import probe
 
     arguments = tune.arguments(info, options)
-    usable = probe(info, bindings.load().library).use_extra_bufts
-    engine = LlamaEngine(info, **{**arguments, "use_extra_bufts": usable and arguments.get("use_extra_bufts", True)})
+    library = bindings.load().library
+    asked = placement.wanted(arguments.get("device"), arguments.get("gpu_layers"), placement.here())
+    found = probe(info, library, device=asked.device, low_memory=arguments.get("low_memory", False))
+    if found.device_problem:
+        placement.give_up(asked, info, found.device_problem)
+        arguments.update(device=placement.CPU, gpu_layers=None)
+    repacks = found.use_extra_bufts and arguments.get("use_extra_bufts", True)
+    engine = LlamaEngine(info, **{**arguments, "use_extra_bufts": repacks})
     try:
         return engine, tokenizer_of(info, header.metadata, engine.tokenize)
     except BaseException:

@@ -40,10 +40,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_the_public_methods_of_an_embedder() -> None:
     expected = [
-        "close", "embed", "encode", "encode_document", "encode_query", "finish", "forget", "from_parts", "prepare",
-        "prompt_of", "run", "similarity", "tokenize",
+        "close", "device", "embed", "encode", "encode_document", "encode_query", "finish", "forget", "from_parts",
+        "prepare", "prompt_of", "run", "similarity", "tokenize",
     ]  # fmt: skip
-    assert expected == sorted(name for name in vars(Embedder) if not name.startswith("_"))
+    assert expected == sorted(name for name in dir(Embedder) if not name.startswith("_"))
 
 
 def test_the_signature_of_encode_follows_sentence_transformers() -> None:

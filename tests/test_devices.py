@@ -22,6 +22,7 @@ from edge_embed.engine.devices import (
     gpus,
     memory,
     peak_rss_bytes,
+    performance_cpus,
     physical_cores,
 )
 from edge_embed.model_shape import Matrix
@@ -58,14 +59,65 @@ def test_hyper_threads_of_a_core_count_once(
     assert expected == physical_cores(allowed, sysfs(tmp_path, siblings))
 
 
+def cores(root: Path, name: str, values: list[int]) -> Path:
+    """A tree like /sys/devices/system/cpu with a number for each CPU."""
+    for cpu, value in enumerate(values):
+        file = root / f"cpu{cpu}" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(f"{value}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "allowed", "expected"),
+    [
+        ("cpu_capacity", [400, 400, 400, 400, 1024, 1024, 1024, 1024], range(8), [4, 5, 6, 7]),
+        ("cpu_capacity", [250, 250, 870, 870, 1024], range(5), [2, 3, 4]),
+        ("cpu_capacity", [256, 256, 1024, 1024], [0, 1], [0, 1]),
+        ("cpu_capacity", [1024] * 4, range(4), [0, 1, 2, 3]),
+        ("cpufreq/cpuinfo_max_freq", [1_416_000] * 4 + [1_800_000] * 2, range(6), [0, 1, 2, 3, 4, 5]),
+        ("cpufreq/cpuinfo_max_freq", [1_000_000] * 2 + [2_400_000] * 2, range(4), [2, 3]),
+        ("cpufreq/cpuinfo_max_freq", [5_100_000] * 2 + [3_500_000] * 4, range(6), [0, 1, 2, 3, 4, 5]),
+    ],
+    ids=["RK3588", "three kinds", "slow ones alone", "alike", "a little slower", "by clock", "AMD's compact cores"],
+)
+def test_slow_cores_are_left_out(
+    name: str, values: list[int], allowed: Any, expected: list[int], tmp_path: Path
+) -> None:
+    assert expected == performance_cpus(list(allowed), cores(tmp_path, name, values), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("listed", "allowed", "expected"),
+    [("0-3,8", range(12), [0, 1, 2, 3, 8]), ("0-7", [8, 9], [8, 9]), ("", [0, 1], [0, 1]), ("x", [0, 1], [0, 1])],
+)
+def test_intel_lists_its_fast_cores(listed: str, allowed: Any, expected: list[int], tmp_path: Path) -> None:
+    (tmp_path / "cpus").write_text(listed + "\n")
+    assert expected == performance_cpus(list(allowed), tmp_path / "none", tmp_path / "cpus")
+
+
+def test_half_a_list_of_speeds_is_none(tmp_path: Path) -> None:
+    assert [0, 1, 2] == performance_cpus([0, 1, 2], cores(tmp_path, "cpu_capacity", [1024, 256]), tmp_path / "none")
+
+
+def quota_in(root: Path, groups: dict[str, dict[str, str]], own: str) -> int | None:
+    """What is found in these control groups."""
+    (root / "own").write_text(own)
+    for group, files in groups.items():
+        folder = root / "cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    return cgroup_quota(root / "cgroup", root / "own")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("", None), ("x", None),
      ("0 100000", None), ("100000 0", None)],
 )  # fmt: skip
 def test_a_quota_of_cgroup_v2_is_rounded_up(text: str, expected: int | None, tmp_path: Path) -> None:
-    (tmp_path / "cpu.max").write_text(text)
-    assert expected == cgroup_quota(tmp_path / "cpu.max", tmp_path / "none")
+    assert expected == quota_in(tmp_path, {"": {"cpu.max": text}}, "0::/\n")
 
 
 @pytest.mark.parametrize(
@@ -73,9 +125,18 @@ def test_a_quota_of_cgroup_v2_is_rounded_up(text: str, expected: int | None, tmp
     [("300000", "100000", 3), ("250000", "100000", 3), ("-1", "100000", None), ("", "", None)],
 )
 def test_a_quota_of_cgroup_v1_is_rounded_up(quota: str, period: str, expected: int | None, tmp_path: Path) -> None:
-    (tmp_path / "cpu.cfs_quota_us").write_text(quota + "\n")
-    (tmp_path / "cpu.cfs_period_us").write_text(period + "\n")
-    assert expected == cgroup_quota(tmp_path / "none", tmp_path)
+    files = {"cpu.cfs_quota_us": quota + "\n", "cpu.cfs_period_us": period + "\n"}
+    assert expected == quota_in(tmp_path, {"cpu": files}, "4:cpu,cpuacct:/\n")
+
+
+def test_the_smallest_quota_on_the_way_up_counts(tmp_path: Path) -> None:
+    """systemd's slices: CPUQuota= of a service, and of what it is in."""
+    groups = {
+        "system.slice/a.service": {"cpu.max": "400000 100000"},
+        "system.slice": {"cpu.max": "300000 100000"},
+        "other": {"cpu.max": "100000 100000"},
+    }
+    assert 3 == quota_in(tmp_path, groups, "0::/system.slice/a.service\n")
 
 
 def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
@@ -86,6 +147,7 @@ def test_without_cgroups_there_is_no_quota(tmp_path: Path) -> None:
 def test_threads_are_the_cores_within_the_quota(
     cores: int, quota: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(devices, "performance_cpus", lambda cpus: cpus)
     monkeypatch.setattr(devices, "physical_cores", lambda _: cores)
     monkeypatch.setattr(devices, "cgroup_quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
@@ -147,8 +209,8 @@ MACHINE = Memory(1000 * KIB, 600 * KIB)
         ({"": limited(f"{500 * KIB}\n", 100 * KIB)}, "0::/\n", Memory(500 * KIB, 400 * KIB)),
         ({"": limited(f"{9000 * KIB}\n", 100 * KIB)}, "0::/\n", MACHINE),
         ({"": limited(f"{500 * KIB}\n", 500 * KIB)}, "0::/\n", Memory(500 * KIB, 0)),
-        ({"": limited(f"{500 * KIB}\n", 400 * KIB, f"anon 1\ninactive_file {300 * KIB}\n")}, "0::/\n",
-         Memory(500 * KIB, 400 * KIB)),
+        ({"": limited(f"{500 * KIB}\n", 400 * KIB, f"anon 1\ninactive_file {200 * KIB}\nactive_file {100 * KIB}\n")},
+         "0::/\n", Memory(500 * KIB, 400 * KIB)),
         ({"a/b": limited(f"{300 * KIB}\n", 0), "a": limited(f"{200 * KIB}\n", 150 * KIB)}, "0::/a/b\n",
          Memory(200 * KIB, 50 * KIB)),
         ({"other": limited("1\n", 0)}, "0::/a\n", MACHINE),
@@ -184,6 +246,7 @@ class FakeLibrary:
         (1, b"CUDA0", b"CUDA", 3, 8),
         (1, b"MTL0", b"MTL", 5, 6),
         (2, b"V", b"Vulkan", 1, 2),
+        (1, b"CUDA1", b"CUDA", 4, 9),
     )
 
     def ggml_backend_dev_count(self) -> int:
@@ -217,8 +280,10 @@ def test_gpus_are_what_the_library_lists_beside_the_cpu() -> None:
     assert gpus(library) == [
         Gpu("CUDA0", described, "CUDA", 8, 3, False),
         Gpu("MTL0", described, "Metal", 6, 5, True),
-        Gpu("V", described, "Vulkan", 2, 1, True),
+        Gpu("V", described, "Vulkan", 2, 1, True, integrated=True),
+        Gpu("CUDA1", described, "CUDA", 9, 4, False, number=1),
     ]
+    assert [gpu.device for gpu in gpus(library)] == ["cuda:0", "metal", "vulkan:0", "cuda:1"]
 
 
 def test_the_real_registry_lists_the_cpu_and_answers() -> None:

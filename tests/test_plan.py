@@ -19,7 +19,7 @@ from edge_embed import Embedder, catalogue, planning
 from edge_embed.cli.app import main
 from edge_embed.engine import bindings, devices, fits, simulate
 from edge_embed.engine.devices import Gpu, Memory
-from edge_embed.engine.fits import check_fits, gpu_layers_here
+from edge_embed.engine.fits import check_fits
 from edge_embed.engine.llama import LlamaEngine
 from edge_embed.engine.memory_model import (
     DEVICES,
@@ -31,6 +31,7 @@ from edge_embed.engine.memory_model import (
     kv_bytes,
     output_bytes,
 )
+from edge_embed.engine.placement import layers_that_fit
 from edge_embed.engine.plan import MemoryPlan, Room, make_plan, repacked_share
 from edge_embed.engine.shape import SEQ_MAX, ContextShape, context_shape, has_memory
 from edge_embed.errors import EngineMemoryError, InvalidOptionError
@@ -394,18 +395,15 @@ def fake_gpu(free: int, kind: str = "CUDA") -> Gpu:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "expected"),
-    [([], 0), ([fake_gpu(24 * GB)], -1), ([fake_gpu(100 * 10**6)], 0), ([fake_gpu(GB, "SOMETHING")], -1)],
+    ("gpu", "expected"), [(fake_gpu(24 * GB), -1), (fake_gpu(100 * 10**6), 0), (fake_gpu(GB, "SOMETHING"), -1)]
 )
-def test_loading_asks_how_many_layers_fit(gpus: list[Gpu], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "gpus", lambda _: gpus)
-    assert gpu_layers_here(FOUR_B, context_of(FOUR_B, 512)) == expected
+def test_loading_asks_how_many_layers_fit(gpu: Gpu, expected: int) -> None:
+    assert layers_that_fit(FOUR_B, context_of(FOUR_B, 512), [gpu]) == expected
 
 
-def test_loading_takes_no_more_layers_than_all_gpus_hold_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "gpus", lambda _: [fake_gpu(GB), fake_gpu(2 * GB)])
+def test_loading_takes_no_more_layers_than_all_gpus_hold_together() -> None:
     context = context_of(FOUR_B, 512)
-    layers = gpu_layers_here(FOUR_B, context)
+    layers = layers_that_fit(FOUR_B, context, [fake_gpu(GB), fake_gpu(2 * GB)])
     assert 1 < layers < 37
 
     def need(count: int) -> int:

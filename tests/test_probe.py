@@ -47,17 +47,18 @@ class Children:
     """Stands in for the child processes: scripted outcomes, and the settings that each was started with."""
 
     def __init__(self, *outcomes: ChildResult) -> None:
-        self.outcomes, self.started = list(outcomes), list[bool]()
+        self.outcomes, self.started, self.devices = list(outcomes), list[bool](), list[str]()
 
-    def __call__(self, _info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
+    def __call__(self, _info: ModelInfo, use_extra_bufts: bool, device: str) -> ChildResult:
         self.started.append(use_extra_bufts)
+        self.devices.append(device)
         return self.outcomes[len(self.started) - 1]
 
 
 FINE, CRASH = ChildResult(False), ChildResult(True, "it died of SIGSEGV")
 
 
-def run_segfault(info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
+def run_segfault(info: ModelInfo, use_extra_bufts: bool, device: str) -> ChildResult:
     """A real child that really dies, where weights are repacked."""
     code = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)" if use_extra_bufts else "pass"
     done = subprocess.run([sys.executable, "-c", code], check=False)
@@ -117,6 +118,61 @@ def test_a_refusal_is_no_crash_and_has_no_second_try(info: ModelInfo, library: P
     with pytest.raises(ModelFileError, match=r"cannot run .*bert.gguf: tensor x is wrong"):
         probe(info, library, run=children)
     assert [True] == children.started
+
+
+WRONG = ChildResult(False, wrong="vectors differ, 1 - cosine with the CPU's is 0.4")
+
+
+def test_devices_that_compute_the_same_are_used(info: ModelInfo, library: Path) -> None:
+    children = Children(FINE)
+    assert ProbeResult(True) == probe(info, library, device="cuda:0", run=children)
+    assert ["cuda:0"] == children.devices
+    assert ProbeResult(True) == cached(info, library, "cuda:0")
+    assert None is cached(info, library)
+
+
+@pytest.mark.parametrize("outcome", [CRASH, WRONG])
+def test_devices_that_crash_or_compute_otherwise_are_not_and_that_is_remembered(
+    outcome: ChildResult, info: ModelInfo, library: Path
+) -> None:
+    children = Children(outcome, FINE)
+    expected = ProbeResult(True, device_problem=outcome.error or outcome.wrong)
+    assert expected == probe(info, library, device="vulkan:0", run=children)
+    assert ["vulkan:0", "cpu"] == children.devices
+    assert expected == probe(info, library, device="vulkan:0", run=Children())
+    assert ProbeResult(True) == probe(info, library, run=Children())
+
+
+def test_devices_that_were_full_are_tried_again_next_time(info: ModelInfo, library: Path) -> None:
+    full = ChildResult(False, "cuda:0 has no room")
+    assert "cuda:0 has no room" == probe(info, library, device="cuda:0", run=Children(full, FINE)).device_problem
+    assert "" == probe(info, library, device="cuda:0", run=Children(FINE)).device_problem
+
+
+def test_with_little_memory_nothing_is_repacked_in_the_child_either(info: ModelInfo, library: Path) -> None:
+    children = Children(FINE)
+    assert ProbeResult(False) == probe(info, library, low_memory=True, run=children)
+    assert [False] == children.started
+    assert None is cached(info, library)  # with repacked weights it was not tried
+    assert ProbeResult(False) == probe(info, library, low_memory=True, run=Children())
+
+
+def test_a_model_that_is_known_to_run_is_not_tried_again_for_little_memory(info: ModelInfo, library: Path) -> None:
+    probe(info, library, run=Children(FINE))
+    assert ProbeResult(True) == probe(info, library, low_memory=True, run=Children())
+
+
+@pytest.mark.parametrize(("outcome", "said"), [(CRASH, "the engine dies on"), (ChildResult(False, "no"), "cannot run")])
+def test_with_little_memory_a_failure_is_one(outcome: ChildResult, said: str, info: ModelInfo, library: Path) -> None:
+    with pytest.raises(ModelFileError, match=said):
+        probe(info, library, low_memory=True, run=Children(outcome))
+
+
+def test_a_model_that_dies_everywhere_is_refused_whatever_the_device(info: ModelInfo, library: Path) -> None:
+    children = Children(CRASH, CRASH, CRASH)
+    with pytest.raises(ModelFileError, match="the engine dies on"):
+        probe(info, library, device="cuda:0", run=children)
+    assert ["cuda:0", "cpu", "cpu"] == children.devices
 
 
 def test_a_refused_model_is_tried_again_next_time(info: ModelInfo, library: Path) -> None:

@@ -16,7 +16,7 @@ import click
 
 import edge_embed
 from edge_embed.catalogue import DEFAULT_MODEL, resolve
-from edge_embed.cli.options import POOLINGS
+from edge_embed.cli.options import POOLINGS, device_option
 from edge_embed.cli.terminal import clean, pad, say_json, size, style
 from edge_embed.errors import EdgeEmbedError
 from edge_embed.paths import cache_dir
@@ -61,11 +61,18 @@ Exit codes: 0 everything works (possibly slowly), 1 something is broken.
 @click.argument("named", metavar="[MODEL]", required=False)
 @click.option("-m", "--model", metavar="MODEL", help="The same as MODEL, as other commands have it.")
 @click.option("--pooling", type=click.Choice(POOLINGS), help="Pool hidden states otherwise than the file says.")
+@device_option()
 @click.option("--fresh", is_flag=True, help="Forget which models are known to run here, and try again.")
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 @click.pass_context
 def doctor(
-    ctx: click.Context, named: str | None, model: str | None, pooling: Pooling | None, fresh: bool, as_json: bool
+    ctx: click.Context,
+    named: str | None,
+    model: str | None,
+    pooling: Pooling | None,
+    device: str | None,
+    fresh: bool,
+    as_json: bool,
 ) -> None:
     """Check that edge-embed works on this machine, and how well.
 
@@ -77,7 +84,7 @@ def doctor(
         raise click.UsageError("name the model once, as MODEL or with --model")
     model = named or model
     checks: list[Check] = []
-    for check in _checks(model or DEFAULT_MODEL, pooling, fresh):
+    for check in _checks(model or DEFAULT_MODEL, pooling, device, fresh):
         checks.append(check)
         if not as_json:
             _print(check)
@@ -95,7 +102,7 @@ def _print(check: Check) -> None:
         click.echo(f"{' ' * 17}{style('→', dim=True)} {clean(check.hint)}")
 
 
-def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]:
+def _checks(model: str, pooling: Pooling | None, device: str | None, fresh: bool) -> Iterator[Check]:
     """One check after another, as each is done; those that need what has failed are left out."""
     from edge_embed.engine import report
 
@@ -105,6 +112,8 @@ def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]
         "CPU", "ok", f"{machine.cpu or platform.machine()}: {', '.join(machine.features) or 'no known features'}"
     )
     limits = [f"{machine.physical_cores} physical cores", f"{machine.logical_cpus} logical CPUs"]
+    if machine.performance_cores < machine.physical_cores:
+        limits.append(f"{machine.performance_cores} of the cores are fast")
     if machine.quota is not None:
         limits.append(f"a quota of {machine.quota}")
     yield Check("threads", "ok", f"{machine.threads}: the process may use {', '.join(limits)}")
@@ -121,9 +130,12 @@ def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]
     unused = f"; not compiled for this CPU's {', '.join(library.unused)}" if library.unused else ""
     compiled = ", ".join(sorted(report.compiled_features(library.system_info)))
     yield Check("kernels", status, compiled + unused, REBUILD if library.unused else "")
-    yield Check(
-        "GPU", "ok", "used where there is one" if library.gpu_offload else "the library was built without GPU support"
-    )
+    asked = _attempt("device", lambda: _devices(device, library.gpu_offload))
+    if isinstance(asked, Check):
+        yield asked
+        return
+    chosen, check = asked
+    yield check
     yield _cache()
     info = _attempt("model", lambda: _model(model, pooling))
     if isinstance(info, Check):
@@ -132,16 +144,16 @@ def _checks(model: str, pooling: Pooling | None, fresh: bool) -> Iterator[Check]
     yield Check("model", "ok", f"{info.name}, {size(info.size_bytes)}, {info.path}")
     for repair in info.repairs:
         yield Check(REPAIRED, "ok", repair)
-    probed = _attempt("probe", lambda: _probe(info, fresh))
+    probed = _attempt("probe", lambda: _probe(info, chosen, fresh))
     if isinstance(probed, Check):
         yield probed
         return
     yield probed[0]
     yield _tuned(info)
     if info.rerank is None:
-        yield _attempt("embedding", lambda: _embed(model, pooling))
+        yield _attempt("embedding", lambda: _embed(model, pooling, device))
     else:
-        yield _attempt("reranking", lambda: _rerank(model))
+        yield _attempt("reranking", lambda: _rerank(model, device))
 
 
 def _attempt(name: str, work: Callable[[], Any]) -> Any:
@@ -170,6 +182,24 @@ def _engine(folder: Path, backends: tuple[str, ...]) -> Check:
         f"the packaged libraries, though {chosen.name!r} is {chosen.said}{problem}",
         "edge-embed engine list",
     )
+
+
+def _devices(device: str | None, gpu_offload: bool) -> tuple[str, Check]:
+    """Which devices are asked for, and what there is to choose from; raises where one of them is missing."""
+    from edge_embed.engine import placement
+
+    here = placement.here()
+    asked = placement.wanted(device, None, here)
+    if not here:
+        known = "the library finds no GPU" if gpu_offload else "the library was built without GPU support"
+    else:
+        known = "; ".join(
+            f"{gpu.device}: {gpu.description}, {size(gpu.free)} of {size(gpu.total)} free"
+            + (", the machine's own memory" if gpu.shares_memory else "")
+            for gpu in here
+        )
+    note = f" ({asked.note})" if asked.note else ""
+    return asked.device, Check("device", "slow" if note else "ok", f"{asked.device}{note}; {known}")
 
 
 def _versions() -> Check:
@@ -202,18 +232,21 @@ def _model(model: str, pooling: Pooling | None) -> ModelInfo:
     return read_model_info(read_header(resolve(model)), pooling=pooling)
 
 
-def _probe(info: ModelInfo, fresh: bool) -> tuple[Check]:
+def _probe(info: ModelInfo, device: str, fresh: bool) -> tuple[Check]:
     """Whether the model runs here, and with which kernels; a tuple, so that a failed check is told from it."""
     from edge_embed.engine import bindings, probe
 
     library = bindings.load().library
     if fresh:
         (cache_dir() / "probe.json").unlink(missing_ok=True)
-    known = probe.cached(info, library) is not None
+    known = probe.cached(info, library, device) is not None
     with warnings.catch_warnings(record=True) as caught:  # it warns of what is said below
         warnings.simplefilter("always")
-        result = probe.probe(info, library)
+        result = probe.probe(info, library, device=device)
     how = "known from an earlier start" if known else "tried in a child process"
+    if result.device_problem:
+        problem = f"{device} does not compute the model: {result.device_problem} ({how})"
+        return (Check("probe", "slow", problem, "try a newer driver, or choose another --device"),)
     if result.use_extra_bufts:
         return (Check("probe", "ok", f"the model runs with all kernels ({how})"),)
     hint = str(caught[-1].message) if caught else REBUILD
@@ -231,30 +264,32 @@ def _tuned(info: ModelInfo) -> Check:
 _FIRST, _SECOND = "The quick brown fox jumps over the lazy dog.", "Pack my box with five dozen liquor jugs."
 
 
-def _embed(model: str, pooling: Pooling | None) -> Check:
+def _embed(model: str, pooling: Pooling | None, device: str | None) -> Check:
     from edge_embed.embedder import Embedder
 
     start = time.perf_counter()
-    with Embedder(model, pooling=pooling) as embedder:
+    with Embedder(model, pooling=pooling, device=device) as embedder:
         loaded = time.perf_counter()
         embedder.encode(_FIRST)
         first = time.perf_counter()
         embedder.encode(_SECOND)
         second = time.perf_counter()
-    return Check("embedding", "ok", _times("text", start, loaded, first, second))
+        place = embedder.device
+    return Check("embedding", "ok", f"on {place}: " + _times("text", start, loaded, first, second))
 
 
-def _rerank(model: str) -> Check:
+def _rerank(model: str, device: str | None) -> Check:
     from edge_embed.reranker import Reranker
 
     start = time.perf_counter()
-    with Reranker(model) as reranker:
+    with Reranker(model, device=device) as reranker:
         loaded = time.perf_counter()
         reranker.predict(_FIRST, [_SECOND])
         first = time.perf_counter()
         reranker.predict(_SECOND, [_FIRST])
         second = time.perf_counter()
-    return Check("reranking", "ok", _times("pair", start, loaded, first, second))
+        place = reranker.backend.device
+    return Check("reranking", "ok", f"on {place}: " + _times("pair", start, loaded, first, second))
 
 
 def _times(unit: str, *moments: float) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+from typing import Any
+
 import click
 
 from edge_embed.cli.options import ModelOptions, model_options
@@ -54,6 +56,11 @@ def mcp(engine: ModelOptions, reranker: str | None, db: Path | None) -> None:
         # What is not here is said before the handshake, where a person may see it
         ensure(engine.model, yes=engine.yes)
         found = None if reranker is None else ensure(reranker, yes=engine.yes)
-        models = Models(engine.open, None if found is None else lambda: Reranker(found, n_threads=engine.threads))
+        manner: dict[str, Any] = {
+            "n_threads": engine.threads,
+            "device": engine.device,
+            "low_memory": engine.low_memory,
+        }
+        models = Models(engine.open, None if found is None else lambda: Reranker(found, **manner))
         opened.enter_context(closing(models))
         build(models, database).run()

@@ -29,6 +29,11 @@ PRECISIONS: Final = ("float32", "float16", "int8", "uint8", "binary", "ubinary")
 TRUNCATIONS: Final = ("right", "left", "error")
 TEXT_TRUNCATIONS: Final = (*TRUNCATIONS, "chunk")
 
+DEVICE_HELP: Final = (
+    "Where it computes: auto, cpu, or GPUs with commas between them (cuda:0, vulkan:1, metal), perhaps with cpu at the "
+    "end for what they cannot do; by default what EDGE_EMBED_DEVICE says, else auto."
+)
+
 Command = Callable[..., None]
 Group = TypeVar("Group")
 STDIN: Final = "-"
@@ -37,6 +42,44 @@ BATCH_TOKENS: Final = (
     "Tokens that the model is given at once. Encoders compute several batches side by side, and one only where N is "
     "large (of the bundled model: above 512)."
 )
+
+
+def device_option() -> Callable[[Command], Command]:
+    """Adds ``--device``."""
+    return click.option("--device", metavar="DEVICE", help=DEVICE_HELP)
+
+
+def gpu_layers_option() -> Callable[[Command], Command]:
+    """Adds ``--gpu-layers``; the command gets None for ``auto``."""
+    return click.option(
+        "--gpu-layers",
+        type=_Layers(),
+        default="auto",
+        show_default=True,
+        metavar="auto|N",
+        help="Layers on the GPU, the output counted as one; -1 for all, auto for as many as fit.",
+    )
+
+
+def low_memory_option() -> Callable[[Command], Command]:
+    """Adds ``--low-memory``."""
+    return click.option(
+        "--low-memory",
+        is_flag=True,
+        help="For boards with 1 or 2 GB: weights stay pages of the file, little is computed at a time; slower.",
+    )
+
+
+class _Layers(click.IntRange):
+    """A number of layers, or ``auto``, which is None."""
+
+    name = "layers"
+
+    def __init__(self) -> None:
+        super().__init__(-1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == "auto" else super().convert(value, param, ctx)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +139,9 @@ class ModelOptions:
     max_tokens: int | None
     threads: int | None
     batch_tokens: int | None
+    device: str | None
+    gpu_layers: int | None
+    low_memory: bool
     kv_type: KvType
     deterministic: bool
     lora: tuple[str, float]
@@ -107,20 +153,26 @@ class ModelOptions:
         """Load the model, once it is here."""
         from edge_embed.embedder import Embedder
 
+        return Embedder(ensure(self.model, yes=self.yes), **self.arguments())
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``Embedder``, the model aside."""
         lora, scale = self.lora
-        return Embedder(
-            ensure(self.model, yes=self.yes),
-            pooling=self.pooling,
-            max_tokens=self.max_tokens,
-            n_threads=self.threads,
-            n_batch=self.batch_tokens,
-            kv_type=self.kv_type,
-            deterministic=self.deterministic,
-            lora=lora or None,
-            lora_scale=scale,
-            projection=self.projection,
-            cache=self.cache,
-        )
+        return {
+            "pooling": self.pooling,
+            "max_tokens": self.max_tokens,
+            "n_threads": self.threads,
+            "n_batch": self.batch_tokens,
+            "device": self.device,
+            "gpu_layers": self.gpu_layers,
+            "low_memory": self.low_memory,
+            "kv_type": self.kv_type,
+            "deterministic": self.deterministic,
+            "lora": lora or None,
+            "lora_scale": scale,
+            "projection": self.projection,
+            "cache": self.cache,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,26 +230,34 @@ class EncodeOptions(PromptOptions):
         show_progress_bar: bool = False,
     ) -> EmbedResult:
         """The vectors of texts and what is known about them."""
+        arguments = self.arguments()
         return embedder.embed(
-            texts,
-            prompt=self.prompt,
-            prompt_name=self.prompt_name,
-            instruction=self.instruction,
-            role=self.role,
-            truncate_dim=self.dimensions,
-            normalize=normalize,
-            precision=precision,
-            truncate=self.truncate,
-            overlap=self.overlap,
-            show_progress_bar=show_progress_bar,
+            texts, **arguments, normalize=normalize, precision=precision, show_progress_bar=show_progress_bar
         )
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of ``Embedder.embed``."""
+        return {
+            "prompt": self.prompt,
+            "prompt_name": self.prompt_name,
+            "instruction": self.instruction,
+            "role": self.role,
+            "truncate_dim": self.dimensions,
+            "truncate": self.truncate,
+            "overlap": self.overlap,
+        }
 
 
 def text_source(command: Command) -> Command:
     """Adds ``[TEXTS]...`` and the options of a file; the command gets ``source``, a TextSource."""
+    return texts_of(TextSource, command)
+
+
+def texts_of(group: type[Group], command: Command, *more: Callable[[Command], Command]) -> Command:
+    """Likewise; ``source`` is a ``group``, a kind of TextSource with ``more`` parameters."""
     return grouped(
         "source",
-        TextSource,
+        group,
         command,
         click.argument("texts", nargs=-1),
         click.option(
@@ -209,8 +269,13 @@ def text_source(command: Command) -> Command:
             help="How the file or stdin stores texts; by default the file's extension says so, and stdin is txt.",
         ),
         click.option(
-            "--field", metavar="NAME", help='Field or column that holds the text; "text" or the only column by default.'
+            "--field",
+            "--column",
+            "field",
+            metavar="NAME",
+            help='Field or column that holds the text; "text" or the only column by default.',
         ),
+        *more,
     )
 
 
@@ -225,6 +290,9 @@ def model_options(command: Command) -> Command:
         click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a text, if not the file's."),
         click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores."),
         click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help=BATCH_TOKENS),
+        device_option(),
+        gpu_layers_option(),
+        low_memory_option(),
         click.option(
             "--kv-type",
             type=click.Choice(KV_TYPES),

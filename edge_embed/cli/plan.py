@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1, BATCH_TOKENS
+from edge_embed.cli.options import (
+    AT_LEAST_1,
+    BATCH_TOKENS,
+    device_option,
+    gpu_layers_option,
+    low_memory_option,
+)
 from edge_embed.cli.recipe import n_bytes
 from edge_embed.cli.terminal import size, table
 
@@ -31,6 +37,7 @@ def _vram(context: click.Context, parameter: click.Parameter, value: str | None)
 Examples:
   edge-embed plan qwen3-embedding-4b --type q4_k_m --vram 4GB --batch-tokens 2048
   edge-embed plan model.gguf --ram 2GB --max-tokens 8192
+  edge-embed plan qwen3-embedding-0.6b --type q4_k_m --ram 1GB --vram 0 --low-memory
   edge-embed plan model.gguf --vram 12GB --backend Vulkan
   edge-embed plan model.gguf --json | jq .gpu_layers
 """
@@ -49,6 +56,9 @@ Examples:
     help="Kind of GPU that --vram belongs to; this machine's, else CUDA.",
 )
 @click.option("--kv-type", type=click.Choice(("f16", "q8_0")), help="Type of keys and values; f16 where that fits.")
+@device_option()
+@gpu_layers_option()
+@low_memory_option()
 @click.option("--json", "as_json", is_flag=True, help="JSON instead of a table.")
 def plan(
     model: str | None,
@@ -59,13 +69,16 @@ def plan(
     ftype: str | None,
     backend: str | None,
     kv_type: Any,
+    device: str | None,
+    gpu_layers: int | None,
+    low_memory: bool,
     as_json: bool,
 ) -> None:
     """Plan a model into this machine's memory, or into another's.
 
     MODEL is a GGUF file or a name of `edge-embed list`; the bundled model by default. As many layers as fit go to the
     GPU, then batches become smaller, then keys and values q8_0. What cannot fit is refused, with what it would take.
-    Sizes are in powers of 1000; GiB and MiB are understood, too. --vram 0 plans without a GPU. The contexts of an
+    Sizes are in powers of 1000; GiB and MiB are understood, too. --vram 0 plans without a GPU, as --device cpu does on this machine. The contexts of an
     encoder, which computes several batches side by side, are counted for this machine's cores, also where --ram says
     how much another one has: with fewer --threads, or fewer cores, it takes less.
     """
@@ -80,6 +93,9 @@ def plan(
         max_tokens=max_tokens,
         n_batch=batch_tokens,
         kv_type=kv_type,
+        device=device,
+        gpu_layers=gpu_layers,
+        low_memory=low_memory,
     )
     if as_json:
         from edge_embed.cli.terminal import say_json

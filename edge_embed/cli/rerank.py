@@ -20,8 +20,11 @@ from edge_embed.cli.options import (
     Command,
     TextSource,
     cache_option,
+    device_option,
+    gpu_layers_option,
     grouped,
     lora_file,
+    low_memory_option,
     text_source,
     truncate_option,
 )
@@ -48,6 +51,9 @@ class RerankOptions:
     max_tokens: int | None
     threads: int | None
     batch_tokens: int | None
+    device: str | None
+    gpu_layers: int | None
+    low_memory: bool
     lora: tuple[str, float]
     cache: bool
     yes: bool
@@ -64,6 +70,17 @@ class RerankOptions:
     def shows_progress(self) -> bool:
         return sys.stderr.isatty() if self.progress is None else self.progress
 
+    @property
+    def manner(self) -> dict[str, Any]:
+        """How both models of a search are run; layers are the reranker's own."""
+        return {
+            "n_threads": self.threads,
+            "n_batch": self.batch_tokens,
+            "device": self.device,
+            "low_memory": self.low_memory,
+            "cache": self.cache,
+        }
+
     @contextmanager
     def open(self) -> Iterator[Reranker]:
         from edge_embed.reranker import Reranker
@@ -72,11 +89,10 @@ class RerankOptions:
         with Reranker(
             self.found,
             max_tokens=self.max_tokens,
-            n_threads=self.threads,
-            n_batch=self.batch_tokens,
+            gpu_layers=self.gpu_layers,
             lora=lora or None,
             lora_scale=scale,
-            cache=self.cache,
+            **self.manner,
         ) as reranker:
             yield reranker
 
@@ -138,6 +154,9 @@ def _rerank_options(command: Command) -> Command:
         click.option("--max-tokens", type=AT_LEAST_1, metavar="N", help="Most tokens of a pair, if not the file's."),
         click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores."),
         click.option("--batch-tokens", type=AT_LEAST_1, metavar="N", help="Tokens that the model is given at once."),
+        device_option(),
+        gpu_layers_option(),
+        low_memory_option(),
         click.option(
             "--lora",
             metavar="FILE[:SCALE]",
@@ -259,7 +278,7 @@ def _candidates(query: str, source: TextSource, stage: SearchOptions, asked: Rer
         check_count(len(vectors), total)
     shown = asked.shows_progress and vectors is None and total is not None
     model = ensure(stage.embedder, yes=asked.yes)
-    with Embedder(model, n_threads=asked.threads, n_batch=asked.batch_tokens, cache=asked.cache) as embedder:
+    with Embedder(model, **asked.manner) as embedder:
         takes_instruction = embedder.info.instruction_template is not None
         with Progress("embedding", total or 0, "texts", enabled=shown) as progress:
             found = search(

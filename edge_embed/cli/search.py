@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from edge_embed.cli.index import db_option, settled
-from edge_embed.cli.options import AT_LEAST_1, ModelOptions
+from edge_embed.cli.options import AT_LEAST_1, ModelOptions, device_option, low_memory_option
 from edge_embed.cli.pull import ensure
 from edge_embed.cli.terminal import clean, colours, note, say_json, style
 
@@ -78,6 +78,8 @@ Examples:
 @click.option("--query-prompt", metavar="TEXT", help="Refuse unless this is what the database puts before questions.")
 @click.option("-d", "--dimensions", type=AT_LEAST_1, metavar="N", help="Refuse unless its vectors have this size.")
 @click.option("--threads", type=AT_LEAST_1, metavar="N", help="CPU threads, if not all physical cores.")
+@device_option()
+@low_memory_option()
 @click.option(
     "-y", "--yes", is_flag=True, envvar="EDGE_EMBED_DOWNLOAD", help="Download a model that is missing unasked."
 )
@@ -97,6 +99,8 @@ def search(
     query_prompt: str | None,
     dimensions: int | None,
     threads: int | None,
+    device: str | None,
+    low_memory: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
@@ -130,7 +134,22 @@ def search(
         check_same(record, wanted, where=str(database.path))
         vector = None
         if asked.needs_vector:
-            options = ModelOptions(model, None, None, threads, None, "f16", False, ("", 1.0), None, False, yes)
+            options = ModelOptions(
+                model=model,
+                pooling=None,
+                max_tokens=None,
+                threads=threads,
+                batch_tokens=None,
+                device=device,
+                gpu_layers=None,
+                low_memory=low_memory,
+                kv_type="f16",
+                deterministic=False,
+                lora=("", 1.0),
+                projection=None,
+                cache=False,
+                yes=yes,
+            )
             with settled(options, record).open() as embedder:
                 check_model(record, embedder.info, where=str(database.path))
                 vector = embed_query(embedder, database, question)
@@ -138,7 +157,8 @@ def search(
         if reranker is not None:
             from edge_embed.reranker import Reranker
 
-            second = opened.enter_context(Reranker(str(ensure(reranker, yes=yes)), n_threads=threads))
+            path = str(ensure(reranker, yes=yes))
+            second = opened.enter_context(Reranker(path, n_threads=threads, device=device, low_memory=low_memory))
         hits = find(database, asked, vector, second)
     shown = [(hit, snippet(hit.text, question)) for hit in hits]
     if as_json:

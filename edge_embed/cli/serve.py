@@ -10,7 +10,16 @@ from typing import Final
 
 import click
 
-from edge_embed.cli.options import AT_LEAST_1, BATCH_TOKENS, KV_TYPES, Command, grouped
+from edge_embed.cli.options import (
+    AT_LEAST_1,
+    BATCH_TOKENS,
+    KV_TYPES,
+    Command,
+    device_option,
+    gpu_layers_option,
+    grouped,
+    low_memory_option,
+)
 from edge_embed.cli.recipe import n_bytes
 from edge_embed.cli.terminal import note
 from edge_embed.durations import seconds_of
@@ -199,9 +208,9 @@ this over the file. Several values in a variable are separated by spaces.
 )
 @click.option("--threads", "n_threads", type=click.IntRange(1, 512), metavar="N", help="CPU threads of a model.")
 @click.option("--batch-tokens", "n_batch", type=AT_LEAST_1, metavar="N", help=BATCH_TOKENS)
-@click.option(
-    "--gpu-layers", type=click.IntRange(-1), metavar="N", help="Layers on the GPU; as many as fit by default."
-)
+@device_option()
+@gpu_layers_option()
+@low_memory_option()
 @click.option(
     "--kv-type", type=click.Choice(KV_TYPES), default="f16", show_default=True, help="Type of keys and values."
 )

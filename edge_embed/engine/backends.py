@@ -7,11 +7,12 @@ first fields are touched.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final
 
 from edge_embed.engine import bindings
+from edge_embed.errors import EngineUnavailableError
 from edge_embed.gguf_header import TENSOR_TYPES
 from edge_embed.model_shape import Matrix
 
@@ -20,6 +21,7 @@ _Pointer = ctypes.c_void_p
 _FUNCTIONS: Final = {
     "ggml_backend_dev_count": (ctypes.c_size_t, []),
     "ggml_backend_dev_get": (_Pointer, [ctypes.c_size_t]),
+    "ggml_backend_dev_by_name": (_Pointer, [ctypes.c_char_p]),
     "ggml_backend_dev_by_type": (_Pointer, [ctypes.c_int]),
     "ggml_backend_dev_name": (ctypes.c_char_p, [_Pointer]),
     "ggml_backend_dev_description": (ctypes.c_char_p, [_Pointer]),
@@ -72,6 +74,21 @@ def registry() -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     ggml.ggml_init.restype, ggml.ggml_init.argtypes = _Pointer, [_InitParams]
     return ggml
+
+
+def device_list(names: Sequence[str]) -> ctypes.Array[ctypes.c_void_p]:
+    """Devices for ``llama_model_params.devices``: without any, the CPU alone, also for large products.
+
+    Args:
+        names: what the library calls them. The array must outlive the model's loading.
+
+    Raises:
+        EngineUnavailableError: one of them is gone.
+    """
+    found = [registry().ggml_backend_dev_by_name(name.encode()) for name in names]
+    if not all(found):
+        raise EngineUnavailableError(f"one of the devices {', '.join(names)} is not there any more")
+    return (ctypes.c_void_p * (len(found) + 1))(*found, None)
 
 
 def repacks() -> Callable[[Matrix], bool]:

@@ -15,23 +15,28 @@ from pathlib import Path
 from typing import Final
 
 _CPUS = Path("/sys/devices/system/cpu")
-_CGROUP_V2 = Path("/sys/fs/cgroup/cpu.max")
-_CGROUP_V1 = Path("/sys/fs/cgroup/cpu")
+_INTEL_CORES = Path("/sys/devices/cpu_core/cpus")
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_CGROUP = Path("/proc/self/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 # ggml-backend.h, enum ggml_backend_dev_type: memory of its own, or the machine's.
 _GPU, _INTEGRATED_GPU = 1, 2
+_SLOW: Final = 0.6
 # What the backends call themselves, where it is not what everybody calls them.
 _KINDS: Final = {"MTL": "Metal"}
 
 
 def default_threads() -> int:
-    """Physical cores that the process may run on, at most its cgroup's quota; at least 1."""
+    """Physical performance cores that the process may run on, at most its control groups' quota; at least 1."""
+    allowed = allowed_cpus()
+    return max(1, min(physical_cores(performance_cpus(allowed)), cgroup_quota() or len(allowed)))
+
+
+def allowed_cpus() -> list[int]:
+    """The logical CPUs that this process may run on: a container's set, or ``taskset``'s."""
     has_affinity = hasattr(os, "sched_getaffinity")  # Linux only
-    allowed = sorted(os.sched_getaffinity(0)) if has_affinity else list(range(os.cpu_count() or 1))
-    return max(1, min(physical_cores(allowed), cgroup_quota() or len(allowed)))
+    return sorted(os.sched_getaffinity(0)) if has_affinity else list(range(os.cpu_count() or 1))
 
 
 def physical_cores(cpus: list[int], root: Path = _CPUS) -> int:
@@ -46,19 +51,50 @@ def physical_cores(cpus: list[int], root: Path = _CPUS) -> int:
     return len(cores)
 
 
-def cgroup_quota(v2: Path = _CGROUP_V2, v1: Path = _CGROUP_V1) -> int | None:
-    """Whole CPUs that the cgroup allows, rounded up, or None where there is no limit."""
+def performance_cpus(cpus: list[int], root: Path = _CPUS, intel: Path = _INTEL_CORES) -> list[int]:
+    """Those of the logical CPUs that are fast, where some are slow; all of them where they are alike.
+
+    The threads of a layer wait for each other, so a slow core holds the fast ones up. Linux says how fast a core is as
+    ``cpu_capacity`` on Arm (1024 for the fastest), of Intel's hybrids in a list of the fast ones, and on other machines
+    not at all, where the highest clock stands in. Below 0.6 of the fastest a core is slow: a Cortex-A55
+    has about 0.4 of a Cortex-A76, and AMD's compact cores, which are like the others, clock 0.65 of them and more.
+    """
     try:
-        quota, period = v2.read_text().split()
+        fast = [cpu for cpu in cpus if cpu in _listed(intel.read_text())]
+        if fast:
+            return fast
     except (OSError, ValueError):
-        try:
-            quota = (v1 / "cpu.cfs_quota_us").read_text().strip()
-            period = (v1 / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if not quota.isdigit() or not period.isdigit() or int(period) == 0 or int(quota) == 0:
-        return None  # "max", or -1
-    return -(-int(quota) // int(period))
+        pass
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        with contextlib.suppress(OSError, ValueError):
+            speed = {cpu: int((root / f"cpu{cpu}" / name).read_text()) for cpu in cpus}
+            return [cpu for cpu in cpus if speed[cpu] >= _SLOW * max(speed.values())]
+    return cpus
+
+
+def _listed(text: str) -> set[int]:
+    """CPUs of a list as the kernel writes it: ``0-7,12``."""
+    found: set[int] = set()
+    for part in text.strip().split(","):
+        first, _, last = part.partition("-")
+        found.update(range(int(first), int(last or first) + 1))
+    return found
+
+
+def cgroup_quota(root: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> int | None:
+    """Whole CPUs that the process's control groups allow, rounded up, or None where there is no limit."""
+    quotas = []
+    for group in _groups(root, own, "cpu"):
+        with contextlib.suppress(OSError, ValueError):
+            quota, period = (group / "cpu.max").read_text().split()
+            quotas.append((quota, period))
+    for group in _groups(root / "cpu", own, "cpu"):
+        with contextlib.suppress(OSError):
+            files = (group / "cpu.cfs_quota_us", group / "cpu.cfs_period_us")
+            quotas.append((files[0].read_text().strip(), files[1].read_text().strip()))
+    # "max", or -1, where there is none
+    found = [(int(quota), int(period)) for quota, period in quotas if quota.isdigit() and period.isdigit()]
+    return min((-(-quota // period) for quota, period in found if quota and period), default=None)
 
 
 def load_average() -> float | None:
@@ -109,6 +145,8 @@ class Gpu:
         total: its memory in bytes.
         free: what of it is free now.
         shares_memory: whether its memory is the machine's.
+        number: which one of its kind it is, from 0.
+        integrated: whether it is part of the processor.
     """
 
     name: str
@@ -117,6 +155,13 @@ class Gpu:
     total: int
     free: int
     shares_memory: bool
+    number: int = 0
+    integrated: bool = False
+
+    @property
+    def device(self) -> str:
+        """What users call it: ``cuda:0``; a Mac has one, ``metal``."""
+        return "metal" if (self.kind, self.number) == ("Metal", 0) else f"{self.kind.lower()}:{self.number}"
 
 
 def memory(meminfo: Path = _MEMINFO, cgroups: Path = _CGROUPS, own: Path = _OWN_CGROUP) -> Memory:
@@ -136,31 +181,39 @@ def memory(meminfo: Path = _MEMINFO, cgroups: Path = _CGROUPS, own: Path = _OWN_
     return Memory(total, available)
 
 
-def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
-    """Limit and what is left of it, of each control group that has one, from the process's own upwards.
+def _groups(root: Path, own: Path, controller: str) -> list[Path]:
+    """Folders of the control groups that this process is in, from its own upwards.
 
-    Pages of files that were not used lately count as left: the kernel drops them before it runs out.
+    In a container the path is often that of the host, and the container's own group is the root of the tree.
     """
     place = Path("/")
     with contextlib.suppress(OSError):
         for line in own.read_text().splitlines():
             number, controllers, path = [*line.split(":", 2), "", ""][:3]
-            if number == "0" or "memory" in controllers.split(","):
+            if number == "0" or controller in controllers.split(","):
                 place = Path(path)
                 break
-    v1 = root / "memory"
-    for folder, limit_file, used_file, cache_key in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (v1, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    return list(dict.fromkeys(root / str(part).lstrip("/") for part in (place, *place.parents)))
+
+
+def _cgroup_memory(root: Path, own: Path) -> Iterator[tuple[int, int]]:
+    """Limit and what is left of it, of each control group that has one, from the process's own upwards.
+
+    Pages of files count as left: the kernel drops them before it runs out, as it counts them for a whole machine.
+    """
+    for folder, limit_file, used_file, prefix in (
+        (root, "memory.max", "memory.current", ""),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     ):
-        # In a container the path is often that of the host, and the container's own group is the root of the tree.
-        for group in dict.fromkeys([folder / str(part).lstrip("/") for part in (place, *place.parents)]):
+        for group in _groups(folder, own, "memory"):
             try:
                 limit, used = int((group / limit_file).read_text()), int((group / used_file).read_text())
             except (OSError, ValueError):  # "max" where there is no limit
                 continue
             if limit < 1 << 60:  # version 1 writes a huge number instead
-                yield limit, max(0, limit - used + _statistic(group / "memory.stat", cache_key))
+                statistics = group / "memory.stat"
+                files = sum(_statistic(statistics, f"{prefix}{kind}_file") for kind in ("inactive", "active"))
+                yield limit, max(0, limit - used + files)
 
 
 def _statistic(file: Path, key: str) -> int:
@@ -185,7 +238,7 @@ def gpus(ggml: ctypes.CDLL) -> list[Gpu]:
     Args:
         ggml: the library, see ``backends.registry``.
     """
-    found = []
+    found: list[Gpu] = []
     for index in range(ggml.ggml_backend_dev_count()):
         device = ggml.ggml_backend_dev_get(index)
         kind = ggml.ggml_backend_dev_type(device)
@@ -203,6 +256,8 @@ def gpus(ggml: ctypes.CDLL) -> list[Gpu]:
                 total=total.value,
                 free=free.value,
                 shares_memory=kind == _INTEGRATED_GPU or backend == "Metal",
+                number=sum(gpu.kind == backend for gpu in found),
+                integrated=kind == _INTEGRATED_GPU,
             )
         )
     return found

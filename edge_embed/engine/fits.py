@@ -1,4 +1,4 @@
-"""At load: how many layers the GPU takes, and a refusal where main memory clearly does not suffice."""
+"""A refusal where main memory clearly does not suffice, before a model is loaded or a context is made."""
 
 from __future__ import annotations
 
@@ -6,54 +6,15 @@ import os
 from dataclasses import replace
 from typing import Final
 
-from edge_embed.engine import backends, bindings, devices
-from edge_embed.engine.memory_model import DEVICES, gpu_need, host_need
-from edge_embed.engine.plan import Room, gb, layer_counts
-from edge_embed.engine.prefixes import KEPT_TOKENS
-from edge_embed.engine.shape import ROW, ContextShape, has_memory, shares_prefixes
+from edge_embed.engine import devices
+from edge_embed.engine.memory_model import host_need
+from edge_embed.engine.plan import gb
+from edge_embed.engine.shape import ROW, ContextShape, has_memory
 from edge_embed.errors import EngineMemoryError
 from edge_embed.types import ModelInfo
 
 NO_CHECK: Final = "EDGE_EMBED_NO_MEMORY_CHECK"
 _SURE: Final = 0.9  # predictions are within a tenth, so this much of one is needed at least
-
-
-def gpu_layers_here(info: ModelInfo, context: ContextShape) -> int:
-    """How many layers the engine should put on this machine's GPUs: -1 for all, 0 where there is no GPU."""
-    here = devices.gpus(backends.registry())
-    device = DEVICES.get(here[0].kind) if here else None
-    if info.shape is None or device is None:  # of another kind of device nothing is known: it gets all of them
-        return -1 if here else 0
-    room = Room(None, sum(gpu.free for gpu in here), device, len(here))
-    for layers in layer_counts(info.shape, room, None):
-        need = gpu_need(
-            info.shape,
-            context,
-            cached=has_memory(info),
-            gpu_layers=layers,
-            device=device,
-            n_gpus=room.n_gpus,
-        )
-        if need.total <= room.vram:
-            return -1 if layers > info.shape.n_layer else layers
-    return 0
-
-
-def place_layers(info: ModelInfo, context: ContextShape, asked: int | None) -> int:
-    """How many layers go to GPUs, for a model that is about to be loaded; -1 for all of them.
-
-    Args:
-        info: the model.
-        context: its first context.
-        asked: what the caller wants, -1 for all; as many as fit by default.
-
-    Raises:
-        EngineMemoryError: main memory clearly does not suffice.
-    """
-    supported = bindings.load().c.llama_supports_gpu_offload()
-    layers = (gpu_layers_here(info, context) if asked is None else asked) if supported else 0
-    check_fits(info, context, gpu_layers=layers)
-    return layers
 
 
 def check_fits(
@@ -94,14 +55,12 @@ def check_fits(
 
     if _SURE * needed(context) <= available:
         return
-    shares = shares_prefixes(info, hidden=not context.pooled) and not context.every_token
-    kept = KEPT_TOKENS if shares else 0  # cells that are no text's own
     least = n_longest = 0
-    for n_ctx in range(context.n_ctx - ROW, kept, -ROW):
+    for n_ctx in range(context.n_ctx - ROW, context.n_kept, -ROW):
         n_ubatch = n_ctx if context.n_ubatch == context.n_ctx else min(n_ctx, context.n_ubatch)
         least = needed(replace(context, n_ctx=n_ctx, n_ubatch=n_ubatch))
         if least <= available:
-            n_longest = n_ctx - kept
+            n_longest = n_ctx - context.n_kept
             break
     what = f"a context of {context.n_ctx:,} tokens" + ("" if loaded else f" and {gb(model.weights_bytes)} of weights")
     raise EngineMemoryError(

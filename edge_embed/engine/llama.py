@@ -32,11 +32,11 @@ import numpy as np
 
 from edge_embed.batching import alone, sequences
 from edge_embed.cancellation import Cancellation
-from edge_embed.engine import adapter, bindings
+from edge_embed.engine import adapter, backends, bindings
 from edge_embed.engine.checks import check_batch
 from edge_embed.engine.contexts import make_context
 from edge_embed.engine.devices import default_threads
-from edge_embed.engine.fits import check_fits, place_layers
+from edge_embed.engine.fits import check_fits
 from edge_embed.engine.graph import CBatch, HiddenRows, output_rows, run
 from edge_embed.engine.head import read_head
 from edge_embed.engine.lane_plan import plan_lanes
@@ -45,18 +45,16 @@ from edge_embed.engine.loading import PageDropper, return_large_blocks
 from edge_embed.engine.memory import Memory
 from edge_embed.engine.observe import GraphObserver
 from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
+from edge_embed.engine.placement import here, no_room, place, say, wanted
 from edge_embed.engine.pooling import in_company, pooled
 from edge_embed.engine.shape import (
-    BATCH_CAUSAL,
-    BATCH_ENCODER,
     SEQ_CEILING,
-    SEQ_MAX,
-    UBATCH_CAUSAL,
     ContextShape,
     check_kv_type,
     context_shape,
     has_memory,
     shares_prefixes,
+    sizes,
     takes_rows,
 )
 from edge_embed.engine.token_types import PairEmbeddings
@@ -95,7 +93,9 @@ class LlamaEngine:
         n_ubatch: tokens that the graph is computed for at a time, of a model whose tokens look back alone.
         n_seq_max: most texts per batch, 1 to 252.
         use_extra_bufts: repack weights for AMX and the like; the probe decides this.
+        device: where it computes, see ``placement.py``; what EDGE_EMBED_DEVICE says, or ``auto``, by default.
         gpu_layers: layers put on a GPU, the output counted as one; as many as fit, by default.
+        low_memory: weights stay pages of the file, which the system may drop and read again; small batches, one lane.
         hidden: False takes the pooled way for causal models too.
         lora: an adapter that is added while the model computes.
         observer: asked about every node of the graph, see ``observe.py``; slower.
@@ -118,10 +118,12 @@ class LlamaEngine:
         *,
         n_threads: int | None = None,
         n_batch: int | None = None,
-        n_ubatch: int = UBATCH_CAUSAL,
-        n_seq_max: int = SEQ_MAX,
+        n_ubatch: int | None = None,
+        n_seq_max: int | None = None,
         use_extra_bufts: bool = True,
+        device: str | None = None,
         gpu_layers: int | None = None,
+        low_memory: bool = False,
         hidden: bool = True,
         lora: Lora | None = None,
         observer: GraphObserver | None = None,
@@ -130,14 +132,15 @@ class LlamaEngine:
         share_prefixes: bool = True,
         deterministic: bool = False,
     ) -> None:
-        default_batch = BATCH_CAUSAL if info.causal else BATCH_ENCODER
+        usual = sizes(info, low_memory=low_memory)
         self.n_threads = _in_range("n_threads", default_threads() if n_threads is None else n_threads, 1, 512)
         largest = max(info.n_ctx_train, _LARGEST_BATCH)  # attention and outputs grow with it
-        n_batch = _in_range("n_batch", default_batch if n_batch is None else n_batch, 1, largest)
+        n_batch = _in_range("n_batch", usual.n_batch if n_batch is None else n_batch, 1, largest)
         if gpu_layers is not None:
             _in_range("gpu_layers", gpu_layers, -1, 1 << 20)
-        self._n_ubatch = _in_range("n_ubatch", n_ubatch, 1, largest)
-        n_seq_max = 1 if deterministic else _in_range("n_seq_max", n_seq_max, 1, SEQ_CEILING)
+        self._n_ubatch = _in_range("n_ubatch", usual.n_ubatch if n_ubatch is None else n_ubatch, 1, largest)
+        n_seq_max = _in_range("n_seq_max", usual.n_seq_max if n_seq_max is None else n_seq_max, 1, SEQ_CEILING)
+        n_seq_max = 1 if deterministic else n_seq_max
         if kv_type != "f16":
             check_kv_type(read_header(info.path), info, kv_type)
         self._kv_type: KvType = kv_type
@@ -147,7 +150,7 @@ class LlamaEngine:
         self._lib = bindings.load()
         self._abort = AbortFlag(self._lib.c)
         self._owner = Owner(self._abort)
-        self._capacity = self._made_for = self.gpu_layers = 0
+        self._capacity = self._made_for = 0
         self._n_threads_now = self.n_threads  # of the batch under way
         self._tokens = False  # whether the context is one for the vectors of tokens
         self._head = read_head(info) if info.causal else None
@@ -159,8 +162,10 @@ class LlamaEngine:
         self._takes_rows = takes_rows(info)
         self._width = info.n_hidden if info.rerank is None else len(info.rerank.labels)
         # An observer is to see every text whole.
-        shares = share_prefixes and not deterministic and observer is None and shares_prefixes(info, hidden=self.hidden)
-        self._shares = self._takes_shared = shares  # the latter stays: batches may be on their way
+        shares = share_prefixes and usual.share and not deterministic and observer is None
+        self._room_to_share = usual.share
+        # The second one stays as it is: batches may be on their way.
+        self._shares = self._takes_shared = shares and shares_prefixes(info, hidden=self.hidden)
         self._memory = Memory(self._lib.c, n_seq_max)
         self._limits = EngineLimits(
             n_batch=n_batch,
@@ -173,11 +178,15 @@ class LlamaEngine:
         self._lanes = Lanes(self.n_threads)
         self._finalizer = weakref.finalize(self, shutdown, self._owner, self._handles, self._lanes.further)
         try:
-            self._owner.call(lambda: self._load(use_extra_bufts, gpu_layers, mmap))
+            asked = wanted(device, gpu_layers, here())
+            first = self._shape(n_batch)
+            self.placement = place(info, first, asked, gpu_layers)
+            self._owner.call(lambda: self._load(use_extra_bufts and not low_memory, mmap, first))
         except BaseException:
             self._finalizer()
             raise
-        if not (self.gpu_layers or deterministic or observer is not None):
+        say(self.placement.note)
+        if not (self.placement.gpus or low_memory or deterministic or observer is not None):
             plan = plan_lanes(info, n_threads=self.n_threads, n_batch=n_batch, n_seq_max=n_seq_max)
             self._lanes.open(plan, lambda: Lane(self._lib, info, self._handles, lora, n_seq_max))
             self._limits = replace(self._limits, lanes=plan.n)
@@ -193,6 +202,16 @@ class LlamaEngine:
     def limits(self) -> EngineLimits:
         """What one batch may carry."""
         return self._limits
+
+    @property
+    def device(self) -> str:
+        """Where it computes: ``cpu``, or the GPUs that have layers, as users call them."""
+        return self.placement.device
+
+    @property
+    def gpu_layers(self) -> int:
+        """Layers on GPUs, the output counted as one; -1 for all, 0 for none."""
+        return self.placement.gpu_layers
 
     @property
     def n_embd(self) -> int:
@@ -279,8 +298,20 @@ class LlamaEngine:
 
     # Everything below runs on the thread that owns the engine's own context.
 
-    def _load(self, use_extra_bufts: bool, gpu_layers: int | None, mmap: bool) -> None:
+    def _load(self, use_extra_bufts: bool, mmap: bool, first: ContextShape) -> None:
+        """Load the model where it was placed, or on the CPU where GPUs fail and it may take their place."""
         return_large_blocks()
+        try:
+            self._load_placed(use_extra_bufts, mmap)
+        except (ModelFileError, EngineMemoryError) as error:
+            if not self.placement.may_fall_back:
+                raise
+            self._handles.free()
+            asked = self.placement.wanted
+            self.placement = place(self._info, first, asked.on_cpu(f"{asked.device} failed ({error.message})"))
+            self._load_placed(use_extra_bufts, mmap)
+
+    def _load_placed(self, use_extra_bufts: bool, mmap: bool) -> None:
         c = self._lib.c
         params = c.llama_model_default_params()
         params.use_extra_bufts = use_extra_bufts
@@ -288,13 +319,17 @@ class LlamaEngine:
             params.load_mode = _LOAD_MODE_NONE
         dropper = PageDropper(c, self._info.path)
         params.progress_callback = dropper.callback
-        first = self._shape(self._limits.n_batch)
-        self.gpu_layers = params.n_gpu_layers = place_layers(self._info, first, gpu_layers)
+        placed = self.placement
+        chosen = backends.device_list([gpu.name for gpu in placed.gpus])
+        params.devices, params.n_gpu_layers = ctypes.cast(chosen, ctypes.c_void_p), placed.gpu_layers
         bindings.last_complaint()
         model = c.llama_model_load_from_file(os.fsencode(self._info.path), params)
         if not model:
+            reason = bindings.last_complaint() or "no reason given"
+            if placed.gpus and "alloc" in reason:
+                raise no_room(f"{placed.device} has no room for {self._info.name}: {reason}", placed.wanted.said)
             raise ModelFileError(
-                f"the engine refused {self._info.path}: {bindings.last_complaint() or 'no reason given'}",
+                f"the engine refused {self._info.path}: {reason}",
                 hint="convert or download the model again",
             )
         self._handles.model = model
@@ -322,6 +357,7 @@ class LlamaEngine:
             hidden=self.hidden,
             tokens=tokens,
             kv_type=self._kv_type,
+            share=self._room_to_share,
         )
 
     def _grow(self, n_tokens: int, *, tokens: bool = False) -> None:

@@ -8,22 +8,21 @@ comes, so a plan is made for batches, and says how long a single text may be; a 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from edge_embed.engine import backends, devices
+from edge_embed.engine.devices import Gpu
 from edge_embed.engine.lane_plan import plan_lanes
 from edge_embed.engine.memory_model import DEVICES, UNKNOWN, Device, Need, gpu_need, host_need
 from edge_embed.engine.shape import (
-    BATCH_CAUSAL,
-    BATCH_ENCODER,
     Q8_0_BLOCK,
     ROW,
-    SEQ_MAX,
-    UBATCH_CAUSAL,
+    Sizes,
     context_shape,
     has_memory,
+    sizes,
 )
 from edge_embed.errors import EngineMemoryError, InvalidOptionError
 from edge_embed.model_shape import ModelShape
@@ -41,12 +40,14 @@ class Room:
         vram: memory of GPUs together, in bytes; 0 without one.
         device: their kind; None without one.
         n_gpus: how many there are.
+        gpus: what the library calls them, where they are this machine's.
     """
 
     ram: int | None
     vram: int = 0
     device: Device | None = None
     n_gpus: int = 1
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,27 +139,42 @@ class MemoryPlan:
         return [*lines, *self.notes]
 
 
-def room_here(*, ram: int | None = None, vram: int | None = None, backend: str | None = None) -> Room:
+def room_of(gpus: Sequence[Gpu], ram: int | None = None) -> Room:
+    """What main memory and these GPUs have free; ``ram`` takes the place of main memory's."""
+    device = None
+    if gpus:
+        known = DEVICES.get(gpus[0].kind, replace(UNKNOWN, kind=gpus[0].kind))
+        device = replace(known, shares_memory=any(gpu.shares_memory for gpu in gpus))
+    return Room(
+        devices.memory().available if ram is None else ram,
+        sum(gpu.free for gpu in gpus),
+        device,
+        max(1, len(gpus)),
+        tuple(gpu.name for gpu in gpus),
+    )
+
+
+def room_here(
+    gpus: Sequence[Gpu], *, ram: int | None = None, vram: int | None = None, backend: str | None = None
+) -> Room:
     """What this machine has, or, where numbers are given, what those say instead.
 
     Args:
+        gpus: those that are used here.
         ram: main memory in bytes; what is available by default.
         vram: GPU memory in bytes; 0 for none. What is free by default.
         backend: kind of GPU that ``vram`` belongs to; the one that is here, else CUDA.
 
     Raises:
         InvalidOptionError: a backend that is not known.
-        EngineUnavailableError: the library is missing.
     """
     if backend is not None and backend not in DEVICES:
         raise InvalidOptionError(f"the backend {backend!r} is not known", hint=f"one of {', '.join(DEVICES)}")
-    here = devices.gpus(backends.registry()) if vram is None or backend is None else []
-    kind = backend or (here[0].kind if here else "CUDA")
-    device = DEVICES.get(kind, UNKNOWN)
-    n_gpus = max(1, len(here)) if vram is None else 1
+    found = room_of(gpus, ram)
+    device = DEVICES[backend] if backend else found.device or DEVICES["CUDA"]
     if vram is None:
-        vram = sum(gpu.free for gpu in here)
-    return Room(devices.memory().available if ram is None else ram, vram, device if vram else None, n_gpus)
+        return replace(found, device=device if found.vram else None)
+    return replace(found, vram=vram, device=device if vram else None, n_gpus=1, gpus=())
 
 
 def make_plan(
@@ -170,6 +186,7 @@ def make_plan(
     kv_type: KvType | None = None,
     gpu_layers: int | None = None,
     repacked: float = 0.0,
+    low_memory: bool = False,
 ) -> MemoryPlan:
     """The best way to run a model in that room.
 
@@ -181,6 +198,7 @@ def make_plan(
         kv_type: type of keys and values; f16, and q8_0 where nothing else fits, by default.
         gpu_layers: so many layers on the GPU, the output counted; as many as fit by default.
         repacked: share of the weights that this machine's kernels copy, see ``repacked_share``.
+        low_memory: nothing is copied, and little taken on at a time, see ``shape.sizes``.
 
     Raises:
         EngineMemoryError: nothing fits; the message has the numbers.
@@ -192,10 +210,11 @@ def make_plan(
         raise InvalidOptionError(f"max_tokens is {max_tokens}", hint=f"give 1 to {info.n_ctx_train:,}")
     if kv_type == "q8_0" and not _takes_q8_0(info, model):
         raise InvalidOptionError("this model's keys and values cannot be q8_0", hint="leave the option out")
-    wished = n_batch or (BATCH_CAUSAL if info.causal else BATCH_ENCODER)
-    search = _Search(info, model, room, repacked)
+    usual = sizes(info, low_memory=low_memory)
+    wished = n_batch or usual.n_batch
+    search = _Search(info, model, room, 0.0 if low_memory else repacked, usual, low_memory)
     first: MemoryPlan | None = None
-    for settings in _ways(info, model, wished, kv_type):
+    for settings in _ways(info, model, wished, usual.n_ubatch, kv_type):
         for layers in layer_counts(model, room, gpu_layers):
             candidate = search.candidate(*settings, layers, max_tokens or 0)
             first = first or candidate
@@ -225,6 +244,8 @@ class _Search:
     model: ModelShape
     room: Room
     repacked: float
+    usual: Sizes
+    low_memory: bool
 
     def candidate(self, n_batch: int, n_ubatch: int, kv_type: KvType, gpu_layers: int, n_tokens: int) -> MemoryPlan:
         """What it takes to run like that, texts of ``n_tokens`` included."""
@@ -232,10 +253,11 @@ class _Search:
         context = context_shape(
             self.info,
             n_tokens=max(n_batch, n_tokens),
-            n_seq_max=SEQ_MAX,
+            n_seq_max=self.usual.n_seq_max,
             n_ubatch=n_ubatch,
             hidden=cached,
             kv_type=kv_type,
+            share=self.usual.share,
         )
         device = self.room.device
         host = host_need(
@@ -248,7 +270,7 @@ class _Search:
             gives_back=sys.platform == "linux",
             n_tokens=max(n_batch, n_tokens),
         )
-        if not gpu_layers:
+        if not gpu_layers and not self.low_memory:
             host = self.with_lanes(host, n_batch)
         gpu = Need()
         if gpu_layers and device is not None:
@@ -307,12 +329,12 @@ def _takes_q8_0(info: ModelInfo, model: ModelShape) -> bool:
 
 
 def _ways(
-    info: ModelInfo, model: ModelShape, n_batch: int, kv_type: KvType | None
+    info: ModelInfo, model: ModelShape, n_batch: int, n_ubatch: int, kv_type: KvType | None
 ) -> Iterator[tuple[int, int, KvType]]:
     """``(n_batch, n_ubatch, kv_type)``, the best first."""
     kinds: tuple[KvType, ...] = (kv_type,) if kv_type else ("f16", "q8_0") if _takes_q8_0(info, model) else ("f16",)
     for kind in kinds:
-        batch, ubatch = n_batch, min(n_batch, UBATCH_CAUSAL)
+        batch, ubatch = n_batch, min(n_batch, n_ubatch)
         yield batch, ubatch, kind
         while ubatch >= 2 * _SMALLEST and info.causal:
             ubatch //= 2
@@ -372,6 +394,8 @@ def _refusal(
     if least.gpu.total:
         needed.append(f"{gb(least.gpu.total)} of the GPU's memory ({gb(room.vram)} available)")
     hint = "use a smaller model or type, or a machine with more memory"
+    if not search.low_memory:
+        hint = "low_memory (--low-memory) takes less; else " + hint
     if max_tokens:
         shorter = replace(least, max_tokens=0)
         without = search.candidate(least.n_batch, least.n_ubatch, least.kv_type, least.gpu_layers, 0)

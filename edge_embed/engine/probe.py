@@ -3,7 +3,8 @@
 Two things end a process that loads a model: kernels that were compiled wrongly (gcc 12 on CPUs with AMX) and files
 that pass every check of ours and still crash the library. So before a file is first used, a child process loads it and
 computes two small batches. If the child dies with the repacked weights that AMX uses, it is tried without them; if it
-dies again, the file is refused. The result is cached per library, CPU and file.
+dies again, the file is refused. On a GPU the child computes the same on the CPU, too: a driver or a backend that gives
+other vectors is no more used than one that crashes. The result is cached per library, CPU, file and device.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from edge_embed.engine.child import Answer, Child, ChildDiedError, ChildSilentError, serve
 from edge_embed.engine.devices import cpu_name_and_flags
 from edge_embed.engine.findings import Findings, key_of
-from edge_embed.errors import EngineUnavailableError, ModelFileError
-from edge_embed.types import ModelInfo
+from edge_embed.engine.placement import CPU
+from edge_embed.errors import EngineMemoryError, EngineUnavailableError, ModelFileError
+from edge_embed.types import Float32Array, ModelInfo
 
 _PURPOSE: Final = "try the model"
 
@@ -35,60 +37,100 @@ class ProbeResult:
     Attributes:
         use_extra_bufts: whether weights may be repacked for AMX and similar kernels.
         reason: why not, where it is False; else empty.
+        device_problem: why the devices that were asked for do not compute it; empty where they do, or there are none.
     """
 
     use_extra_bufts: bool
     reason: str = ""
+    device_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ChildResult:
-    """What became of a child process: ``error`` is empty where it computed vectors."""
+    """What became of a child process.
+
+    Attributes:
+        crashed: whether it died.
+        error: why it computed no vectors; empty where it did.
+        wrong: how far a device's vectors are from the CPU's, in words, where that is too far; else empty.
+    """
 
     crashed: bool
     error: str = ""
+    wrong: str = ""
 
 
-RunChild = Callable[[ModelInfo, bool], ChildResult]
+RunChild = Callable[[ModelInfo, bool, str], ChildResult]
+# How far a device's vectors may be from the CPU's: 1 - cosine, or a difference of scores. Both round activations to 8
+# bits for quantized weights, in blocks of their own.
+_FAR: Final = 0.02
 PROBED: Final = Findings("probe.json", lambda found: ProbeResult(**found), asdict)
 
 
-def probe(info: ModelInfo, library: Path, *, run: RunChild | None = None) -> ProbeResult:
+def probe(
+    info: ModelInfo, library: Path, *, device: str = CPU, low_memory: bool = False, run: RunChild | None = None
+) -> ProbeResult:
     """How to run a model, from the cache or by trying it in a child process.
 
     Args:
         info: the model.
         library: path of libllama; its neighbours hold the kernels.
+        device: the devices' names, as ``placement.Wanted`` has them.
+        low_memory: the child has little memory, too: weights are not repacked there, nor will they be.
         run: starts the child; replaced by tests.
 
     Raises:
         ModelFileError: the library dies on the file, or refuses it, whatever the settings.
         EngineUnavailableError: the child could not be started.
     """
-    key = key_of(info, library)
-    known = PROBED.get(key)
+    key = _key(info, library, device, low_memory)
+    known = PROBED.get(key) or (PROBED.get(_key(info, library, device)) if low_memory else None)
     if known is not None:
         return known
-    result = _try(info, run or run_child)
-    if not result.use_extra_bufts:
-        _warn(result.reason)
+    run = run or run_child
+    if device != CPU:
+        first = run(info, not low_memory, device)
+        if first.error or first.wrong:
+            result = probe(info, library, low_memory=low_memory, run=run)
+            result = replace(result, device_problem=first.error or first.wrong)
+            if first.crashed or first.wrong:  # anything else, a lack of memory above all, may be over next time
+                PROBED.put(key, result)
+            return result
+        result = ProbeResult(True)
+    elif low_memory:
+        result = _try_plain(info, run)
+    else:
+        result = _try(info, run)
+        if not result.use_extra_bufts:
+            _warn(result.reason)
     PROBED.put(key, result)
     return result
 
 
+def _key(info: ModelInfo, library: Path, device: str, low_memory: bool = False) -> str:
+    return key_of(info, library, *([] if device == CPU else [device]), *(["low memory"] if low_memory else []))
+
+
 def _try(info: ModelInfo, run: RunChild) -> ProbeResult:
-    first = run(info, True)
+    first = run(info, True, CPU)
     if not first.error:
         return ProbeResult(True)
     if not first.crashed:
         raise ModelFileError(f"the engine cannot run {info.path}: {first.error}", hint="convert or download it again")
-    second = run(info, False)
-    if second.error:
+    return _try_plain(info, run, first.error)
+
+
+def _try_plain(info: ModelInfo, run: RunChild, reason: str = "") -> ProbeResult:
+    """Without repacked weights, which for some reason are not tried any more."""
+    tried = run(info, False, CPU)
+    if tried.error and not tried.crashed and not reason:
+        raise ModelFileError(f"the engine cannot run {info.path}: {tried.error}", hint="convert or download it again")
+    if tried.error:
         raise ModelFileError(
-            f"the engine dies on {info.path}: {second.error}",
+            f"the engine dies on {info.path}: {tried.error}",
             hint="the file is corrupt in a way that only the engine notices: convert or download it again",
         )
-    return ProbeResult(False, first.error)
+    return ProbeResult(False, reason)
 
 
 def _warn(reason: str) -> None:
@@ -101,9 +143,9 @@ def _warn(reason: str) -> None:
     )
 
 
-def cached(info: ModelInfo, library: Path) -> ProbeResult | None:
+def cached(info: ModelInfo, library: Path, device: str = CPU) -> ProbeResult | None:
     """The cached outcome, or None."""
-    return PROBED.get(key_of(info, library))
+    return PROBED.get(_key(info, library, device))
 
 
 def timeout_of(info: ModelInfo) -> float:
@@ -111,16 +153,17 @@ def timeout_of(info: ModelInfo) -> float:
     return 120 + info.size_bytes / 20e6
 
 
-def run_child(info: ModelInfo, use_extra_bufts: bool) -> ChildResult:
+def run_child(info: ModelInfo, use_extra_bufts: bool, device: str = CPU) -> ChildResult:
     """Load the model in a child process and compute with it.
 
     Raises:
         EngineUnavailableError: no child could be started, or it ended for a reason that is not the model's.
     """
-    request = {"path": info.path, "pooling": info.pooling, "use_extra_bufts": use_extra_bufts}
+    request = {"path": info.path, "pooling": info.pooling, "use_extra_bufts": use_extra_bufts, "device": device}
     with Child(__name__, _PURPOSE) as child:
         try:
-            return ChildResult(False, str(child.ask(request, timeout_of(info))["error"]))
+            answer = child.ask(request, timeout_of(info))
+            return ChildResult(False, str(answer["error"]), str(answer.get("wrong", "")))
         except ChildDiedError as death:
             return ChildResult(True, str(death))
         except ChildSilentError as silence:
@@ -138,19 +181,45 @@ def main() -> None:
 def _tried(request: Answer) -> Answer:
     import numpy as np
 
-    from edge_embed.engine.llama import LlamaEngine
+    from edge_embed.engine.trial import deviation
     from edge_embed.gguf_header import read_header
     from edge_embed.model_info import read_model_info
-    from edge_embed.types import Batch
 
     info = read_model_info(read_header(request["path"]), pooling=request["pooling"])
-    engine = LlamaEngine(info, use_extra_bufts=request["use_extra_bufts"])
+    rows, device = _rows(info, request["use_extra_bufts"], request["device"])
+    if device == CPU:
+        return {"error": ""}
+    try:
+        expected, _ = _rows(info, request["use_extra_bufts"], CPU)
+    except EngineMemoryError:  # a model that only the GPU has room for cannot be compared
+        return {"error": ""}
+    if not np.isfinite(expected).all():
+        return {"error": ""}
+    if not np.isfinite(rows).all():
+        return {"error": "", "wrong": "it gives values that are not finite, and the CPU does not"}
+    far = deviation(info, expected, rows)
+    what = (
+        "scores differ from the CPU's by" if info.rerank is not None else "vectors differ, 1 - cosine with the CPU's is"
+    )
+    return {"error": "", "wrong": f"{what} {far:.2g}" if far > _FAR else ""}
+
+
+def _rows(info: ModelInfo, use_extra_bufts: bool, device: str) -> tuple[Float32Array, str]:
+    """What texts of several lengths give, float32 ``[n, width]``, and where it was computed."""
+    import numpy as np
+
+    from edge_embed.engine.llama import LlamaEngine
+    from edge_embed.types import Batch
+
+    engine = LlamaEngine(info, use_extra_bufts=use_extra_bufts, low_memory=not use_extra_bufts, device=device)
     # One long and some short texts: matrix kernels differ between one row and many.
     longest = min(64, info.n_ctx_train)
+    rows = []
     for lengths in ([longest], [3, 1, 5]):
         n = sum(lengths)
         ids = (np.arange(n, dtype=np.int64) * 7919 % info.n_vocab).astype(np.int32)
         batch = Batch(ids, np.array(lengths, dtype=np.int32), tuple(range(len(lengths))))
-        engine.decode(batch)  # a value that overflows is no crash: each call looks for those by itself
+        rows.append(engine.decode(batch))  # a value that overflows is no crash: each call looks for those by itself
+    computed_by = engine.device
     engine.close()
-    return {"error": ""}
+    return np.concatenate(rows), computed_by

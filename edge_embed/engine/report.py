@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from edge_embed.engine import bindings
-from edge_embed.engine.devices import cgroup_quota, cpu_name_and_flags, default_threads, memory, physical_cores
+from edge_embed.engine.devices import (
+    allowed_cpus,
+    cgroup_quota,
+    cpu_name_and_flags,
+    default_threads,
+    memory,
+    performance_cpus,
+    physical_cores,
+)
 
 # Flag of the CPU, as Linux writes it -> (its usual name, the entry of llama.cpp's system info that says that the
 # library was compiled with it, or empty where that does not tell). Source: ggml-cpu's feature list.
@@ -48,6 +55,7 @@ class MachineReport:
         threads: CPU threads used by default.
         logical_cpus: logical CPUs that this process may run on.
         physical_cores: how many physical cores these are.
+        performance_cores: how many of them are fast ones; all, where they are alike.
         quota: whole CPUs that the container allows, or None.
         memory_bytes: memory of the machine or container, or None where unknown.
         available_bytes: memory that can be had now, or None where unknown.
@@ -58,6 +66,7 @@ class MachineReport:
     threads: int
     logical_cpus: int
     physical_cores: int
+    performance_cores: int
     quota: int | None
     memory_bytes: int | None
     available_bytes: int | None
@@ -88,7 +97,7 @@ def machine() -> MachineReport:
     """Look at the machine; loads no library."""
     name, flags = cpu_name_and_flags()
     present = set(flags.split())
-    allowed = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    allowed = allowed_cpus()
     found = memory()
     return MachineReport(
         cpu=name,
@@ -96,6 +105,7 @@ def machine() -> MachineReport:
         threads=default_threads(),
         logical_cpus=len(allowed),
         physical_cores=physical_cores(allowed),
+        performance_cores=physical_cores(performance_cpus(allowed)),
         quota=cgroup_quota(),
         memory_bytes=found.total,
         available_bytes=found.available,

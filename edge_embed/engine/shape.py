@@ -29,6 +29,35 @@ _DENSE_BEHIND_POOLING: Final = ("gemma-embedding",)
 
 
 @dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much an engine takes on at a time.
+
+    Attributes:
+        n_batch: tokens of a batch.
+        n_ubatch: tokens that a decoder's graph is computed for at a time.
+        n_seq_max: texts of a batch.
+        share: whether there is room for beginnings of texts (``prefixes.py``).
+    """
+
+    n_batch: int
+    n_ubatch: int
+    n_seq_max: int
+    share: bool
+
+
+def sizes(info: ModelInfo, *, low_memory: bool = False) -> Sizes:
+    """What an engine takes on where the caller does not say.
+
+    With little memory: one row of cells, the smallest context that llama.cpp makes; outputs of 8 texts (5 MB for a
+    vocabulary of 151,936 tokens, instead of 39); and half a row at a time, so that the weights, which may have to be
+    read from the disk for each, are not read more often than twice a batch.
+    """
+    if low_memory:
+        return Sizes(ROW, ROW // 2, 8, share=False)
+    return Sizes(BATCH_CAUSAL if info.causal else BATCH_ENCODER, UBATCH_CAUSAL, SEQ_MAX, share=True)
+
+
+@dataclass(frozen=True, slots=True)
 class ContextShape:
     """What a context's memory depends on.
 
@@ -40,6 +69,7 @@ class ContextShape:
         every_token: whether every token is an output.
         pooled: whether llama.cpp pools.
         kv_type: type of the keys and values in memory.
+        n_kept: of the cells, those that hold beginnings and are no text's own.
     """
 
     n_ctx: int
@@ -49,6 +79,7 @@ class ContextShape:
     every_token: bool
     pooled: bool
     kv_type: KvType = "f16"
+    n_kept: int = 0
 
 
 def shares_prefixes(info: ModelInfo, *, hidden: bool) -> bool:
@@ -65,6 +96,7 @@ def context_shape(
     hidden: bool,
     tokens: bool = False,
     kv_type: KvType = "f16",
+    share: bool = True,
 ) -> ContextShape:
     """The context for calls of ``n_tokens`` tokens.
 
@@ -76,9 +108,11 @@ def context_shape(
         hidden: whether the last hidden states are taken from the graph (see ``llama.py``).
         tokens: whether every token's vector is asked for.
         kv_type: type of the keys and values in memory.
+        share: whether beginnings of texts stay in memory, where the model allows it.
     """
-    shares = shares_prefixes(info, hidden=hidden) and not tokens
-    n_ctx = max(-(-n_tokens // ROW) * ROW, n_seq_max) + (KEPT_TOKENS if shares else 0)
+    shares = share and shares_prefixes(info, hidden=hidden) and not tokens
+    n_kept = KEPT_TOKENS if shares else 0
+    n_ctx = max(-(-n_tokens // ROW) * ROW, n_seq_max) + n_kept
     n_seq_max += RESIDENTS if shares else 0
     if not hidden:
         # llama.cpp plans memory for equally many tokens of each sequence, and where a ubatch is no multiple of these
@@ -93,6 +127,7 @@ def context_shape(
         every_token=every_token,
         pooled=not hidden and not tokens and not takes_rows(info),
         kv_type=kv_type,
+        n_kept=n_kept,
     )
 
 

@@ -7,12 +7,14 @@ tokens, and the rows of results are allocated.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from edge_embed.engine import bindings
+from edge_embed.engine import backends, bindings
 from edge_embed.engine.memory_model import MIB
 from edge_embed.engine.shape import ContextShape, has_memory
 from edge_embed.errors import ModelFileError
@@ -25,13 +27,16 @@ _NOT_MAPPED: Final = 0  # llama.h, enum llama_load_mode; a simulation of a mappe
 _BUFFER: Final = re.compile(r"(\S+) +compute buffer size = +([0-9.]+) MiB")
 
 
-def reserved(info: ModelInfo, context: ContextShape, *, gpu_layers: int = 0) -> dict[str, int]:
+def reserved(
+    info: ModelInfo, context: ContextShape, *, gpu_layers: int = 0, gpus: Sequence[str] = ()
+) -> dict[str, int]:
     """Bytes that llama.cpp reserves for intermediate results, by kind of memory (``CPU``, ``CUDA0``, ...).
 
     Args:
         info: the model; its file's data are not read.
         context: the context.
         gpu_layers: layers on a GPU, the output counted; -1 for all.
+        gpus: what the library calls those GPUs.
 
     Raises:
         ModelFileError: the library refuses the file or the context.
@@ -41,6 +46,8 @@ def reserved(info: ModelInfo, context: ContextShape, *, gpu_layers: int = 0) -> 
     c = lib.c
     params = c.llama_model_default_params()
     params.no_alloc, params.load_mode, params.n_gpu_layers = True, _NOT_MAPPED, gpu_layers
+    chosen = backends.device_list(gpus)
+    params.devices = ctypes.cast(chosen, ctypes.c_void_p)
     model = c.llama_model_load_from_file(os.fsencode(info.path), params)
     try:
         if not model:

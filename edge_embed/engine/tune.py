@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 from edge_embed.engine import bindings
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.findings import Findings, files_of, key_of
+from edge_embed.engine.placement import VARIABLE
 from edge_embed.engine.shape import BATCH_CAUSAL, BATCH_ENCODER, UBATCH_CAUSAL
 from edge_embed.errors import EngineUnavailableError
 from edge_embed.types import ModelInfo
@@ -163,9 +164,13 @@ def arguments(info: ModelInfo, options: Mapping[str, object]) -> dict[str, Any]:
     """
     given = {name: value for name, value in options.items() if value is not None}
     chosen = choice(info)
-    # An adapter was not measured, and other devices may not know how to add one.
-    if chosen is None or (
-        chosen.settings.library and ("lora" in given or not bindings.prefer(chosen.settings.library))
-    ):
+    if chosen is None or given.get("low_memory"):
         return given
-    return {**chosen.settings.arguments(), **given}
+    elsewhere = "device" in given or VARIABLE in os.environ
+    # An adapter was not measured, and other devices may not know how to add one; nor have other libraries the devices.
+    if chosen.settings.library and ("lora" in given or elsewhere or not bindings.prefer(chosen.settings.library)):
+        return given
+    measured = chosen.settings.arguments()
+    if elsewhere:
+        measured.pop("gpu_layers", None)
+    return {**measured, **given}

@@ -21,6 +21,7 @@ def described(served: Served, registry: Registry) -> dict[str, Any]:
         "created": int(path.stat().st_mtime) if path.exists() else 0,
         "available": True,
         "loaded": loaded is not None,
+        "device": None if loaded is None else loaded.model.backend.device,
         "kind": served.kind,
         "architecture": info.architecture,
         "dimensions": info.n_embd if info.rerank is None else None,

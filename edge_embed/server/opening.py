@@ -49,7 +49,9 @@ def opened(served: Served, options: ModelOptions) -> Model:
     both: dict[str, Any] = {
         "n_threads": options.n_threads,
         "n_batch": options.n_batch,
+        "device": options.device,
         "gpu_layers": options.gpu_layers,
+        "low_memory": options.low_memory,
         "max_tokens": options.max_tokens,
         "cache": options.cache,
     }

@@ -123,7 +123,9 @@ class ModelOptions:
 
     n_threads: int | None = None
     n_batch: int | None = None
+    device: str | None = None
     gpu_layers: int | None = None
+    low_memory: bool = False
     kv_type: KvType = "f16"
     deterministic: bool = False
     max_tokens: int | None = None

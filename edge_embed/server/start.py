@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -128,7 +129,9 @@ def build(
     registry = Registry(
         served,
         ModelOpener(options, settings, metrics),
-        memory_of=memory_of,
+        memory_of=functools.partial(
+            memory_of, device=options.device, gpu_layers=options.gpu_layers, low_memory=options.low_memory
+        ),
         memory_limit=memory_limit,
         keep_alive=keep_alive,
     )

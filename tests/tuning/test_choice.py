@@ -66,7 +66,7 @@ def test_kernels_that_the_probe_has_found_to_crash_stay_off(
 
     tune.keep(info, chosen(use_extra_bufts=True, n_batch=100))
     monkeypatch.setattr("edge_embed.engine.llama.LlamaEngine", Recorder)
-    monkeypatch.setattr("edge_embed.engine.probe.probe", lambda *_: tune_probe(False))
+    monkeypatch.setattr("edge_embed.engine.probe.probe", lambda *_, **__: tune_probe(False))
     with pytest.raises(EngineUnavailableError, match="enough"):
         Embedder(bert_path)
     assert (False, 100) == (asked["use_extra_bufts"], asked["n_batch"])
