@@ -18,6 +18,8 @@ import yaml
 
 from edge_embed.cli import main
 from edge_embed.cli.serve import serve
+from edge_embed.engine.build import presets
+from edge_embed.engine.placement import wanted
 from edge_embed.server.settings import DEFAULT_PORT, ServerSettings
 from tests.serving import fake_server
 
@@ -75,7 +77,9 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
 
 def test_the_container_copies_what_is_here_and_runs_as_nobody_special() -> None:
     words = instructions()
-    assert words[0][0] == "FROM"
+    images = dict(rest.split("=", 1) for word, rest in words[: [word for word, _ in words].index("FROM")])
+    assert [rest.split()[0] for word, rest in words if word == "FROM"] == [f"${{{name}}}" for name in images]
+    assert all(re.fullmatch(r"[\w./-]+:[\w.-]+", image) for image in images.values())
     sources = [
         source for word, rest in words if word == "COPY" and "--from" not in rest for source in shlex.split(rest)[:-1]
     ]
@@ -83,7 +87,6 @@ def test_the_container_copies_what_is_here_and_runs_as_nobody_special() -> None:
     assert all((ROOT / source).exists() for source in sources)
     assert ("USER", "edge-embed") in words
     assert words.index(("USER", "edge-embed")) < [word for word, _ in words].index("CMD")
-    assert all("@sha256" in rest or ":" in rest.split()[0] for word, rest in words if word == "FROM")
 
 
 def test_the_containers_command_is_understood() -> None:
@@ -116,7 +119,21 @@ def test_the_compose_file_names_what_is_here() -> None:
     assert all(port.startswith("127.0.0.1:") for port in other["ports"])
 
 
-@pytest.mark.parametrize("name", ["edge-embed.service", "Containerfile", "compose.yaml"])
+def test_the_container_is_built_with_cuda_out_of_what_it_takes() -> None:
+    service = yaml.safe_load((EXAMPLES / "compose.cuda.yaml").read_text())["services"]["edge-embed"]
+    build = service["build"]
+    assert (EXAMPLES / build["context"] / build["dockerfile"]).is_file()
+    taken = {rest.split("=", 1)[0] for word, rest in instructions() if word == "ARG"}
+    assert set(build["args"]) == taken
+    assert build["args"]["PRESET"] in presets()
+    for name, kind in (("BUILD_IMAGE", "devel"), ("RUN_IMAGE", "runtime")):
+        assert kind in build["args"][name].rpartition(":")[2]
+    options = options_of(["serve", "--device", service["environment"]["EDGE_EMBED_SERVE_DEVICE"]])
+    assert wanted(options["device"], None, []).note  # no such GPU here: the CPU would take its place, and that is said
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+@pytest.mark.parametrize("name", ["edge-embed.service", "Containerfile", "compose.yaml", "compose.cuda.yaml"])
 def test_variables_in_the_examples_exist(name: str) -> None:
     named = set(re.findall(r"EDGE_EMBED_SERVE_\w+", (EXAMPLES / name).read_text()))
     assert named
