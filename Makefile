@@ -78,7 +78,14 @@ screenshot: $(TEST) browser ## take the README's picture of the page again
 	EDGE_EMBED_SCREENSHOT=docs/page.png $(PY) -m pytest tests/page/test_screenshot.py::test_screenshot
 
 .PHONY: check
-check: lint test ## formatting, lint, types and tests
+check: lint test ## formatting, lint, types and tests; known vulnerabilities, where the service that knows them answers
+	@mkdir -p .cache && if $(MAKE) audit > .cache/audit.log 2>&1; then \
+	    echo "no known vulnerability in the dependencies"; \
+	elif grep -q 'known vulnerabilit' .cache/audit.log; then \
+	    cat .cache/audit.log; exit 1; \
+	else \
+	    echo "dependencies NOT audited: $$(grep -v '^make' .cache/audit.log | tail -1 | cut -c1-200)" >&2; \
+	fi
 
 .PHONY: lint
 lint: $(DEV) ## formatting, lint and types
@@ -92,7 +99,7 @@ lint: $(DEV) ## formatting, lint and types
 	    | sed -E 's#^edge_embed/(convert|models)/#\1/#'
 
 .PHONY: audit
-audit: $(TEST) ## known vulnerabilities of the dependencies; asks a service on the network, so it is no part of check
+audit: $(TEST) ## known vulnerabilities of the dependencies; asks a service on the network, and fails where none answers
 	$(PYTHON) -m venv .cache/audit
 	.cache/audit/bin/python -m pip install --disable-pip-version-check --quiet pip-audit
 	$(PY) -m tests.dependencies > .cache/audit/requirements.txt
