@@ -85,12 +85,24 @@ def test_words_that_contradict_each_other_are_refused(said: str) -> None:
         wanted(said, None, ALL)
 
 
+@pytest.mark.parametrize("device", [0, b"cpu", ["cuda:0"]])
+def test_a_device_is_a_name(device: Any) -> None:
+    with pytest.raises(InvalidOptionError, match="device is"):
+        wanted(device, None, ALL)
+
+
 def test_a_device_that_may_be_missing_is_said_to_be() -> None:
     asked = wanted("cuda:0,cpu", None, [VULKAN0])
     assert asked.gpus == ()
     placed = place(FOUR_B, CONTEXT, asked)
     assert (placed.device, placed.gpu_layers) == ("cpu", 0)
     assert placed.note == "there is no cuda:0 here, only cpu, vulkan:0: the CPU computes the model"
+
+
+def test_of_several_devices_those_that_are_here_do_the_work() -> None:
+    placed = place(FOUR_B, CONTEXT, wanted("cuda:0,cuda:5,cpu", None, [CUDA0]))
+    assert (placed.device, placed.gpu_layers) == ("cuda:0", -1)
+    assert placed.note == "there is no cuda:5 here, only cpu, cuda:0: cuda:0 computes the model"
 
 
 def test_the_variable_stands_in_for_an_argument(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,6 +110,8 @@ def wanted(device: str | None, gpu_layers: int | None, found: Sequence[Gpu]) -> 
     Raises:
         InvalidOptionError: a device that is not here, with those that are; or words that contradict each other.
     """
+    if device is not None and not isinstance(device, str):
+        raise InvalidOptionError(f"device is {device!r}", hint=f"give a name: {AUTO}, {CPU}, cuda:0, ...")
     if device is None and gpu_layers == 0:
         return Wanted(CPU)
     said = (device if device is not None else os.environ.get(VARIABLE, "")).strip().lower() or AUTO
@@ -174,26 +176,24 @@ def place(info: ModelInfo, context: ContextShape, asked: Wanted, gpu_layers: int
     Raises:
         EngineMemoryError: main memory clearly does not suffice, or a GPU that was named has no room for a layer.
     """
-    notes = [asked.note] if asked.note else []
-    if not asked.gpus:
-        layers = 0
-        if gpu_layers and not notes:
-            notes.append(f"gpu_layers is {gpu_layers}, and there is no GPU that the engine's libraries can use")
-    elif gpu_layers is not None:
+    layers, notes = 0, [asked.note] if asked.note else []
+    if asked.gpus and gpu_layers is not None:
         layers = gpu_layers
-    else:
+    elif asked.gpus:
         layers = layers_that_fit(info, context, asked.gpus)
-        n_layer = info.n_layer
         free = f"{gb(sum(gpu.free for gpu in asked.gpus))} of its memory is free"
         if layers == 0:
-            if not asked.falls_back:
-                raise no_room(f"{asked.device} has no room for a layer of {info.name}: {free}", asked.said)
             notes.append(f"{asked.device} has no room for a layer of {info.name}: {free}")
+            if not asked.falls_back:
+                raise no_room(notes[-1], asked.said)
         elif layers > 0:
-            notes.append(f"{asked.device} takes {layers - 1} of {n_layer} layers of {info.name}: {free}")
+            notes.append(f"{asked.device} takes {layers - 1} of {info.n_layer} layers of {info.name}: {free}")
+    elif gpu_layers and not notes:
+        notes.append(f"gpu_layers is {gpu_layers}, and there is no GPU that the engine's libraries can use")
     note = ""
     if notes:
-        note = "; ".join(notes) + (": the CPU computes the others" if layers else ": the CPU computes the model")
+        whole = f"{asked.device if layers else 'the CPU'} computes the model"
+        note = f"{'; '.join(notes)}: {'the CPU computes the others' if 0 < layers <= info.n_layer else whole}"
     check_fits(info, context, gpu_layers=layers)
     return Placement(asked, layers, note)
 
