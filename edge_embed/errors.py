@@ -33,7 +33,8 @@
     │   ├── DeadlineExceededError  stopped because its time was up
     │   ├── ComputeError           the engine returned an error code
     │   ├── CacheFileError         the cache of vectors is another file, damaged, or out of reach
-    │   └── DatabaseFileError      a search database is damaged, in use, or cannot be written
+    │   ├── DatabaseFileError      a search database is damaged, in use, or cannot be written
+    │   └── ClusterError           a cluster cannot be reached, or loses its workers again and again
     ├── HubError                   downloading from the Hugging Face hub
     │   ├── HubNotFoundError       no such repository, revision or file, or it is private
     │   ├── HubAccessError         gated, or the token is missing or not good enough
@@ -237,6 +238,10 @@ class DatabaseFileError(EngineError):
     """A search database is damaged, something else, in use by another process, or cannot be written."""
 
 
+class ClusterError(EngineError):
+    """A cluster cannot be reached, or loses its workers again and again."""
+
+
 class HubError(EdgeEmbedError):
     """Downloading from the Hugging Face hub."""
 
@@ -359,6 +364,7 @@ CODES: dict[type[EdgeEmbedError], tuple[int, int]] = {
     ComputeError: (500, 5),
     CacheFileError: (500, 5),
     DatabaseFileError: (500, 5),
+    ClusterError: (503, 5),
     HubNotFoundError: (404, 6),
     HubAccessError: (403, 6),
     HubUnavailableError: (503, 6),

@@ -92,7 +92,7 @@ def read_stream(
             )
         return (line.removesuffix("\n").removesuffix("\r") for _, line in _lines(stream, name))
     if input_format == "jsonl":
-        return _jsonl(stream, name, field)
+        return (json_text(value, where, field) for where, value in json_records(stream, name))
     return _table(stream, name, field, "\t" if input_format == "tsv" else ",")
 
 
@@ -117,26 +117,39 @@ def _decode(raw: bytes, name: str, number: int) -> str:
         ) from None
 
 
-def _jsonl(stream: Iterable[bytes], name: str, field: str | None) -> Iterator[str]:
+def json_records(stream: Iterable[bytes], name: str) -> Iterator[tuple[str, Any]]:
+    """The values of lines of JSON, each with where it is; blank lines are skipped.
+
+    Raises:
+        InputFileError: naming the line that is not UTF-8, or no JSON.
+    """
     for number, line in _lines(stream, name):
         if not line.strip():
             continue
         where = f"{name}, line {number}"
         try:
-            value = json.loads(line)
+            yield where, json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputFileError(f"{where} is not JSON: {error}", hint="each line must be one JSON value") from None
-        if isinstance(value, dict):
-            value = _field(value, where, field)
-        elif field is not None:
-            raise InputFileError(f"{where} is {_kind(value)}, which has no field {field!r}")
-        if not isinstance(value, str):
-            raise InputFileError(
-                f"{where}: the text is {_kind(value)}, not a string", hint='expected "a text" or {"text": "a text"}'
-            )
-        if not _encodable(value):
-            raise InputFileError(f"{where}: the text holds half of a surrogate pair, which is no character")
-        yield value
+
+
+def json_text(value: Any, where: str, field: str | None) -> str:
+    """The text of a line of JSON: a string, or a field of an object.
+
+    Raises:
+        InputFileError: there is none.
+    """
+    if isinstance(value, dict):
+        value = _field(value, where, field)
+    elif field is not None:
+        raise InputFileError(f"{where} is {_kind(value)}, which has no field {field!r}")
+    if not isinstance(value, str):
+        raise InputFileError(
+            f"{where}: the text is {_kind(value)}, not a string", hint='expected "a text" or {"text": "a text"}'
+        )
+    if not _encodable(value):
+        raise InputFileError(f"{where}: the text holds half of a surrogate pair, which is no character")
+    return value
 
 
 def _field(record: dict[str, Any], where: str, field: str | None) -> Any:
@@ -153,7 +166,7 @@ def _table(stream: Iterable[bytes], name: str, field: str | None, delimiter: str
         header = next(rows, None)
         if header is None:
             return
-        column = _column(header, f"{name}, line 1", field)
+        column = column_of(header, f"{name}, line 1", field)
         for row in rows:
             if not row:
                 continue
@@ -167,7 +180,12 @@ def _table(stream: Iterable[bytes], name: str, field: str | None, delimiter: str
         raise InputFileError(f"{name}, line {rows.line_num}: {error}", hint="quote cells as CSV asks") from None
 
 
-def _column(header: list[str], where: str, field: str | None) -> int:
+def column_of(header: list[str], where: str, field: str | None) -> int:
+    """Which of some columns holds the texts: the one asked for, else the only one, else ``text``.
+
+    Raises:
+        InputFileError: there is none of that name, or more than one.
+    """
     if field is None and len(header) == 1:
         return 0
     wanted = DEFAULT_FIELD if field is None else field

@@ -36,7 +36,10 @@ SEARCH = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("extras", "known"), [((), CORE), (("server",), CORE | SERVER), (("search",), CORE | SEARCH)])
+@pytest.mark.parametrize(
+    ("extras", "known"),
+    [((), CORE), (("server",), CORE | SERVER), (("search",), CORE | SEARCH), (("bulk",), CORE | SEARCH)],
+)
 def test_no_package_comes_unseen(extras: tuple[str, ...], known: set[str]) -> None:
     assert set(brought(*extras)) - known == set()
 

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edge_embed.bulk.counting import counted_from
+from edge_embed.bulk.job import TABLE_FORMATS
+from edge_embed.cli.embed_tables import InputSource, TableOptions, embed_tables, input_source, table_options
 from edge_embed.cli.options import (
     PRECISIONS,
     STDIN,
@@ -19,12 +22,11 @@ from edge_embed.cli.options import (
     TextSource,
     encode_options,
     model_options,
-    text_source,
 )
-from edge_embed.cli.output import OUTPUT_FORMATS, OutputFormat, VectorOutput, choose_format
+from edge_embed.cli.output import OUTPUT_FORMATS, VectorOutput, choose_format
 from edge_embed.cli.resume import Job, State, TextDigest, discard, input_identity, refuse_leftovers
 from edge_embed.cli.terminal import note, terminable
-from edge_embed.errors import InvalidTextError, NonFiniteError, OutputFileError, TextTooLongError
+from edge_embed.errors import OutputFileError
 
 if TYPE_CHECKING:
     from edge_embed.embedder import Embedder
@@ -45,13 +47,15 @@ Examples:
   edge-embed embed -f corpus.jsonl --document -d 256 --precision int8 -o corpus.npy
   edge-embed embed -f large.jsonl -o large.npy --resume
   edge-embed embed --query "how do bees navigate?" -m qwen3-0.6b-q8_0.gguf
+  edge-embed embed articles.parquet --engine local --column body -o vectors
+  edge-embed embed s3://corpus/articles --engine ray --workers 8 -o s3://corpus/vectors
 """
 )
-@text_source
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write; standard output by default.")
+@input_source
+@click.option("-o", "--output", metavar="PATH", help="File to write; standard output by default.")
 @click.option(
     "--output-format",
-    type=click.Choice(OUTPUT_FORMATS),
+    type=click.Choice(list(dict.fromkeys([*OUTPUT_FORMATS, *TABLE_FORMATS]))),
     help="How vectors are written; by default the extension of --output says so, and standard output is json.",
 )
 @encode_options
@@ -62,6 +66,7 @@ Examples:
     "--precision", type=click.Choice(PRECISIONS), default="float32", show_default=True, help="What each value becomes."
 )
 @model_options
+@table_options
 @click.option(
     "--resume/--no-resume",
     default=None,
@@ -73,11 +78,12 @@ Examples:
     help="Show progress on stderr, or not; by default for a file, where stderr is a terminal.",
 )
 def embed(
-    source: TextSource,
+    source: InputSource,
     encoding: EncodeOptions,
     engine: ModelOptions,
-    output: Path | None,
-    output_format: OutputFormat | None,
+    tables: TableOptions,
+    output: str | None,
+    output_format: Any,
     no_normalize: bool,
     precision: Precision,
     resume: bool | None,
@@ -102,14 +108,50 @@ def embed(
     A --file is read through once before the work begins, so that a mistake in its last line is found at once. It may
     be larger than memory. With --resume, whatever ends the work (Ctrl-C, a crash, no power), the same command goes
     on from OUTPUT.part, and the result is the one of an undisturbed run. Without it an interrupt leaves nothing.
+
+    \b
+    Tables, with --engine (a --file that is .parquet or .lance is one anyway):
+      local   TEXTS are files, folders or URIs (s3://...) of Parquet, lines of JSON or Lance; --output is a folder
+              or URI that gets their rows with the vectors in one more column, a file for each block of rows, or a
+              NAME.lance table. The same command always goes on where an earlier one was ended.
+      ray     the same, by the workers of a Ray cluster, or of this machine. A worker that is lost loses no row.
     """
-    output = None if output == Path("-") else output
+    finish = {"normalize": False if no_normalize else None, "precision": precision}
+    if tables.chosen(source):
+        embed_tables(
+            source, tables, engine, {**encoding.arguments(), **finish}, output, output_format, resume, progress
+        )
+        return
+    _embed_texts(
+        source,
+        encoding,
+        engine,
+        None if output in (None, "-") else Path(output),
+        output_format,
+        finish,
+        resume,
+        progress,
+    )
+
+
+def _embed_texts(
+    source: TextSource,
+    encoding: EncodeOptions,
+    engine: ModelOptions,
+    output: Path | None,
+    output_format: Any,
+    finish: dict[str, Any],
+    resume: bool | None,
+    progress: bool | None,
+) -> None:
+    if output_format not in (None, *OUTPUT_FORMATS):
+        raise click.UsageError(f"{output_format} is for tables, which --engine reads and writes")
     chosen = choose_format(output, output_format)
+    precision = finish["precision"]
     if chosen == "f32" and precision != "float32":
         raise click.UsageError(f"f32 holds float32, not {precision}: use npy or base64")
     if output is not None and source.file is not None and output.exists() and output.samefile(source.file):
         raise click.UsageError("--output would replace the --file that is read")
-    finish = {"normalize": False if no_normalize else None, "precision": precision}
     job = _job(source, output, resume, {"output-format": chosen, **finish, **asdict(encoding), **_about(engine)})
     begun = job.load() if job is not None else None
     total = source.count()
@@ -245,15 +287,8 @@ class _Work:
     def _embed(self, step: list[str], done: int) -> EmbedResult:
         """The vectors of a step, whatever came before it; errors count texts from the beginning of the input."""
         self.embedder.forget()  # so that a job that goes on here gives the bytes that it would have given
-        try:
+        with counted_from(done):
             return self._encoding.embed(self.embedder, step, **self._finish)
-        except TextTooLongError as error:
-            raise TextTooLongError(error.index + done, error.n_tokens, error.limit) from None
-        except NonFiniteError as error:
-            raise NonFiniteError([index + done for index in error.indices]) from None
-        except InvalidTextError as error:
-            where = f" (counted from text {done})" if done else ""
-            raise InvalidTextError(error.message + where, hint=error.hint) from None
 
 
 def _steps(texts: Iterable[str], made: int = 0) -> Iterator[list[str]]:

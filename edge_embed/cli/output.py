@@ -22,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Final, Literal
 
 import click
 
+from edge_embed.bulk.writing import number_format
 from edge_embed.cli.terminal import mute_stdout
 from edge_embed.errors import OutputFileError, ResumeError
 
@@ -187,9 +188,7 @@ class VectorOutput:
         self._count, self._columns, self._descr = mark.n_rows, mark.columns, mark.descr
 
     def _text(self, vectors: AnyArray) -> Iterator[str]:
-        # 9 and 5 digits are what float32 and float16 need to be read back bit for bit
-        number = {"float32": "%.9g", "float16": "%.5g"}.get(vectors.dtype.name, "%d")
-        row = ",".join([number] * vectors.shape[1])
+        row = ",".join([number_format(vectors.dtype.name)] * vectors.shape[1])
         for index, values in enumerate(map(tuple, vectors.tolist()), self._count):
             if self._format == "csv":
                 yield row % values + "\n"

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from edge_embed.bulk.manifest import differences
 from edge_embed.cli.output import Mark, lock, part_of
 from edge_embed.errors import InputFileError, ModelFileError, OutputFileError, ResumeError
 
@@ -88,11 +89,9 @@ class Job:
         if found is None:
             return None
         theirs, self._model = dict(found["settings"]), found[_MODEL]
-        names = [name for name in {**theirs, **self._settings} if theirs.get(name) != self._settings.get(name)]
-        if names:
-            self._refuse(
-                [f"{name} was {_shown(theirs.get(name))} and is {_shown(self._settings.get(name))}" for name in names]
-            )
+        found_else = differences(theirs, self._settings)
+        if found_else:
+            self._refuse(found_else)
         state: State = found["state"]
         return state
 
@@ -241,9 +240,3 @@ def _read(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ResumeError(f"{path} cannot be used: {error}", hint=_START_AGAIN) from error
     return {**found, "state": state}
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "not given"
-    return json.dumps(value, ensure_ascii=False)
