@@ -168,6 +168,17 @@ def test_with_little_memory_a_failure_is_one(outcome: ChildResult, said: str, in
         probe(info, library, low_memory=True, run=Children(outcome))
 
 
+def test_devices_that_give_no_answer_are_left_and_tried_again_next_time(info: ModelInfo, library: Path) -> None:
+    def silent(_info: ModelInfo, _use_extra_bufts: bool, device: str) -> ChildResult:
+        if device != "cpu":
+            raise EngineUnavailableError("a child process gave no answer within 300 s")
+        return FINE
+
+    expected = ProbeResult(True, device_problem="a child process gave no answer within 300 s")
+    assert expected == probe(info, library, device="vulkan:0", run=silent)
+    assert None is cached(info, library, "vulkan:0")
+
+
 def test_a_model_that_dies_everywhere_is_refused_whatever_the_device(info: ModelInfo, library: Path) -> None:
     children = Children(CRASH, CRASH, CRASH)
     with pytest.raises(ModelFileError, match="the engine dies on"):

@@ -64,6 +64,8 @@ RunChild = Callable[[ModelInfo, bool, str], ChildResult]
 # How far a device's vectors may be from the CPU's: 1 - cosine, or a difference of scores. Both round activations to 8
 # bits for quantized weights, in blocks of their own.
 _FAR: Final = 0.02
+# Seconds more for a driver that compiles its programs when they are first used.
+_SHADERS: Final = 180.0
 PROBED: Final = Findings("probe.json", lambda found: ProbeResult(**found), asdict)
 
 
@@ -89,7 +91,10 @@ def probe(
         return known
     run = run or run_child
     if device != CPU:
-        first = run(info, not low_memory, device)
+        try:
+            first = run(info, not low_memory, device)
+        except EngineUnavailableError as error:  # no answer: a driver that hangs, or compiles for minutes
+            first = ChildResult(False, error.message)
         if first.error or first.wrong:
             result = probe(info, library, low_memory=low_memory, run=run)
             result = replace(result, device_problem=first.error or first.wrong)
@@ -162,7 +167,7 @@ def run_child(info: ModelInfo, use_extra_bufts: bool, device: str = CPU) -> Chil
     request = {"path": info.path, "pooling": info.pooling, "use_extra_bufts": use_extra_bufts, "device": device}
     with Child(__name__, _PURPOSE) as child:
         try:
-            answer = child.ask(request, timeout_of(info))
+            answer = child.ask(request, timeout_of(info) + (_SHADERS if device != CPU else 0))
             return ChildResult(False, str(answer["error"]), str(answer.get("wrong", "")))
         except ChildDiedError as death:
             return ChildResult(True, str(death))
