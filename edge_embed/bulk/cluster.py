@@ -21,7 +21,7 @@ from edge_embed.bulk.job import Done, Job
 from edge_embed.bulk.worker import Worker
 from edge_embed.errors import ClusterError, EdgeEmbedError, EngineMemoryError, InvalidOptionError
 
-# Beside the model: Python with pyarrow and Ray's own, and a block with its vectors. Measured: benchmarks/LOG.md.
+# Beside the model: Python with pyarrow and Ray's own, and a block with its vectors: an estimate.
 BESIDE_MODEL: Final = 400 << 20
 RETRIES: Final = 5  # of a block whose worker was lost: more, and it is the block that ends workers
 _STORE: Final = 128 << 20  # Ray's object store, which holds numbers of blocks; Ray wants 75 MiB at least
