@@ -215,6 +215,8 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     with _quiet():
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
+        if hasattr(context, "max_consecutive_actor_init_deaths"):  # 0 by default: one death ends a run
+            context.max_consecutive_actor_init_deaths = RETRIES
         logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         yield
