@@ -124,7 +124,10 @@ def run(lib: bindings.Bindings, context: Any, packed: CBatch) -> None:
             f"no memory for a batch of {packed.n_tokens} tokens: {bindings.last_complaint() or f'code {code}'}",
             hint="lower n_batch or max_tokens",
         )
-    raise ComputeError(f"the engine returned code {code}: {bindings.last_complaint() or 'no reason given'}")
+    raise ComputeError(
+        f"the engine returned code {code}: {bindings.last_complaint() or 'no reason given'}",
+        hint="if a GPU or OpenVINO computes this model, --device cpu does without it",
+    )
 
 
 def output_rows(lib: bindings.Bindings, context: Any, n_tokens: int, n_embd: int) -> Float32Array:
