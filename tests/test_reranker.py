@@ -71,7 +71,7 @@ def test_pairs_one_pair_and_a_query_with_documents_are_one_thing(reranker: Reran
     pairs = [("a query", document) for document in DOCUMENTS]
     scores = reranker.predict("a query", DOCUMENTS)
     assert isinstance(scores, np.ndarray)
-    np.testing.assert_allclose(reranker.predict(pairs), scores, atol=1e-6)
+    np.testing.assert_allclose(reranker.predict(pairs), scores, atol=1e-5)  # beginnings are kept: other roundings
     single = reranker.predict(pairs[2])
     assert np.ndim(single) == 0
     assert float(single) == pytest.approx(float(scores[2]), abs=1e-4)
