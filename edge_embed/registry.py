@@ -29,6 +29,7 @@ from edge_embed.errors import (
     ModelError,
     ModelNotFoundError,
     NotReadyError,
+    QueueFullError,
     WrongModelKindError,
 )
 from edge_embed.gguf_header import read_header
@@ -261,7 +262,8 @@ class Registry:
         """The model, held until ``release``; loaded where it is not in memory, others given up for it if need be.
 
         Raises:
-            EngineMemoryError: it does not fit, even when all others are given up; or these were in use for too long.
+            EngineMemoryError: it does not fit, even when all others are given up.
+            QueueFullError: these were in use for too long.
             NotReadyError: after ``close()``.
             EdgeEmbedError leaves: it cannot be loaded.
         """
@@ -374,7 +376,7 @@ class Registry:
                     if oldest is None or oldest.users:
                         left = deadline - time.monotonic()
                         if left <= 0:
-                            raise self._no_room(served, needed)
+                            raise self._too_busy(served)
                         if oldest is not None:
                             oldest.leaving = True
                         self._lock.wait(left)
@@ -388,11 +390,17 @@ class Registry:
                     loaded.leaving = False  # whoever else waits will say so again
                 self._lock.notify_all()
 
+    def _too_busy(self, served: Served) -> QueueFullError:
+        return QueueFullError(
+            f"{served.name} has waited {self.patience:g} s for models that are in use to make room",
+            retry_after=max(1.0, self.patience / 10),
+            hint="send it again later; --memory-limit is what all models may take together",
+        )
+
     def _no_room(self, served: Served, needed: int) -> EngineMemoryError:
         assert self.memory_limit is not None
         return EngineMemoryError(
-            f"{served.name} takes {needed / 1e9:.2f} GB, and {max(self._left(), 0) / 1e9:.2f} GB of "
-            f"{self.memory_limit / 1e9:.2f} GB are left by the models in use",
+            f"{served.name} takes {needed / 1e9:.2f} GB, and the limit of all is {self.memory_limit / 1e9:.2f} GB",
             hint="raise --memory-limit, or choose a smaller model or type",
         )
 
