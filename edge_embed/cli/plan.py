@@ -78,9 +78,10 @@ def plan(
 
     MODEL is a GGUF file or a name of `edge-embed list`; the bundled model by default. As many layers as fit go to the
     GPU, then batches become smaller, then keys and values q8_0. What cannot fit is refused, with what it would take.
-    Sizes are in powers of 1000; GiB and MiB are understood, too. --vram 0 plans without a GPU, as --device cpu does on this machine. The contexts of an
-    encoder, which computes several batches side by side, are counted for this machine's cores, also where --ram says
-    how much another one has: with fewer --threads, or fewer cores, it takes less.
+    Sizes are in powers of 1000; GiB and MiB are understood, too. --vram 0 plans without a GPU, as --device cpu does on
+    this machine. The contexts of an encoder, which computes several batches side by side, are counted for this
+    machine's cores, also where --ram says how much another one has: with fewer --threads, or fewer cores, it takes
+    less.
     """
     from edge_embed.planning import plan as plan_for
 
