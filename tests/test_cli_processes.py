@@ -44,7 +44,7 @@ def test_doctor_says_what_is_broken() -> None:
 def test_doctor_says_that_the_fastest_kernels_crash(monkeypatch: pytest.MonkeyPatch, bert_path: Path) -> None:
     """Works, but slowly: exit code 0 and the way to mend it."""
     crashes = probe.ChildResult(True, "it died of SIGILL")
-    monkeypatch.setattr(probe, "run_child", lambda _, fast: crashes if fast else probe.ChildResult(False))
+    monkeypatch.setattr(probe, "run_child", lambda _, fast, *_rest: crashes if fast else probe.ChildResult(False))
     result = run("doctor", "-m", bert_path, "--fresh", "--json")
     found = {check["name"]: check for check in json.loads(result.stdout)["checks"]}
     assert result.exit_code == 0

@@ -34,7 +34,7 @@ def post(server: Running, path: str, **body: Any) -> Any:
 
 def refused(server: Running, path: str, body: Any, status: int) -> str:
     """What is said of a body that is not answered, in TEI's shape."""
-    answer = httpx.post(f"{server.url}{path}", json=body)
+    answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
     assert answer.status_code == status, answer.text
     said = answer.json()
     assert said["error_type"] == ("Backend" if status == 424 else "Validation")
