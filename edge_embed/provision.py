@@ -195,7 +195,10 @@ def _plan_file(repository: Repository, file: RepoFile) -> Plan:
     name = entry.name if entry else repository.name.rpartition("/")[2].lower().removesuffix("-gguf")
     target = models_dir() / repository.name / file.path
     part, here = hub.part_of(target, file), store.record_of(target)
-    come = part.stat().st_size if part.is_file() else 0
+    try:
+        come = part.stat().st_size
+    except FileNotFoundError:  # none begun, or another process has just finished it
+        come = 0
     come = file.size if here is not None and here.sha256 == file.sha256 else come
     return Plan(
         name=name,

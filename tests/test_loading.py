@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,47 @@ def test_a_model_that_is_closed_leaves_no_memory_behind() -> None:
     resident = [int(line) for line in done.stdout.split()]
     assert len(resident) == 8
     assert max(resident[2:]) - resident[1] < 12_000, resident
+
+
+# Many threads that take memory at the same time, and how many heaps glibc has made for them by then.
+_HEAPS = """
+import ctypes, platform, sys, threading
+from edge_embed.engine.loading import share_arenas
+
+assert platform.libc_ver()[0] == "glibc"
+if sys.argv[1] != "0":
+    share_arenas(int(sys.argv[1]))
+libc = ctypes.CDLL(None)
+libc.malloc.restype = libc.open_memstream.restype = ctypes.c_void_p
+together = threading.Barrier(12)
+
+def take():
+    together.wait()
+    libc.malloc(1000)
+    together.wait()
+
+threads = [threading.Thread(target=take) for _ in range(12)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+text, size = ctypes.c_char_p(), ctypes.c_size_t()
+stream = ctypes.c_void_p(libc.open_memstream(ctypes.byref(text), ctypes.byref(size)))
+libc.malloc_info(0, stream)
+libc.fclose(stream)
+print(text.value.decode().count("<heap "))
+"""
+
+
+def heaps(n: int, **environment: str) -> int:
+    """How many there are, with ``share_arenas(n)``; without it where n is 0."""
+    command = [sys.executable, "-c", _HEAPS, str(n)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    return int(done.stdout)
+
+
+@linux
+def test_threads_share_heaps() -> None:
+    assert heaps(0) > 6
+    assert heaps(1) == 2
+    assert heaps(3) == 3
+    assert heaps(1, MALLOC_ARENA_MAX="5") == 5
+    assert heaps(1, GLIBC_TUNABLES="glibc.malloc.arena_max=4") == 4

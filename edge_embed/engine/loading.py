@@ -18,6 +18,7 @@ from typing import Any, Final
 _MAPS: Final = Path("/proc/self/maps")
 _MADV_DONTNEED: Final = 4  # Linux, asm-generic/mman-common.h
 _M_MMAP_THRESHOLD: Final = -3  # glibc, malloc.h
+_M_ARENA_MAX: Final = -8  # likewise
 _LARGE: Final = 1 << 20  # bytes
 
 
@@ -44,12 +45,27 @@ def return_large_blocks() -> None:
     the thread that had them. A process that loads and frees models, each on a thread of its own, would keep the buffers
     of several. Nothing happens where the C library is another, or the user has set the limit.
     """
-    set_by_user = "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or set_by_user:
+    _tell_glibc(_M_MMAP_THRESHOLD, _LARGE, "mmap_threshold")
+
+
+def share_arenas(n: int) -> None:
+    """Have all threads take small blocks from ``n`` heaps (at least 2); to be called before there are many.
+
+    glibc gives up to eight for each core, and what was freed in one is not used by threads of another. A server whose
+    models come and go, each with threads of its own, would grow until all of them have been as full as they ever get.
+    For a process that is ours alone. Nothing happens where the C library is another, or the user has set the limit.
+    """
+    _tell_glibc(_M_ARENA_MAX, max(2, n), "arena_max")
+
+
+def _tell_glibc(parameter: int, value: int, name: str) -> None:
+    """``mallopt``, unless the environment has a value of that name."""
+    set_by_user = f"MALLOC_{name.upper()}" in os.environ or f"MALLOC_{name.upper()}_" in os.environ
+    if sys.platform != "linux" or set_by_user or name in os.environ.get("GLIBC_TUNABLES", ""):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGE)
+        mallopt(parameter, value)
 
 
 class PageDropper:

@@ -19,6 +19,8 @@ from typing import Any, Final
 import uvicorn
 from starlette.applications import Starlette
 
+from edge_embed.engine.devices import default_threads
+from edge_embed.engine.loading import share_arenas
 from edge_embed.errors import ServerSettingsError
 from edge_embed.server.connections import Connection, Limits, watch
 from edge_embed.server.endpoint import Gate
@@ -46,6 +48,7 @@ def run(app: Starlette, settings: ServerSettings, listening: socket.socket | Non
     """
     listening = listening or listen(settings)
     _allow_files(settings.max_connections + _SPARE_FILES)
+    share_arenas(default_threads())
     try:
         with warnings_to(app.state.gate.log):
             server_of(app, settings).run(sockets=[listening])
