@@ -171,7 +171,7 @@ class Registry:
         memory_of: Callable[[ModelInfo], int],
         memory_limit: int | None = None,
         keep_alive: float = FOREVER,
-        patience: float = 30.0,
+        patience: float = 120.0,
     ) -> None:
         if not served:
             raise InvalidOptionError("there is no model to serve", hint="name one: `edge-embed list` shows them")
