@@ -25,6 +25,7 @@ _GPU, _INTEGRATED_GPU = 1, 2
 _SLOW: Final = 0.6
 # What the backends call themselves, where it is not what everybody calls them.
 _KINDS: Final = {"MTL": "Metal"}
+_SHARING: Final = ("Metal", "OPENVINO")  # call themselves GPUs, and have no memory but the machine's
 
 
 def default_threads() -> int:
@@ -255,7 +256,7 @@ def gpus(ggml: ctypes.CDLL) -> list[Gpu]:
                 kind=backend,
                 total=total.value,
                 free=free.value,
-                shares_memory=kind == _INTEGRATED_GPU or backend == "Metal",
+                shares_memory=kind == _INTEGRATED_GPU or backend in _SHARING,
                 number=sum(gpu.kind == backend for gpu in found),
                 integrated=kind == _INTEGRATED_GPU,
             )

@@ -41,6 +41,13 @@ def read_head(info: ModelInfo) -> Float32Array | None:
     return rows
 
 
+def logits(rows: Float32Array, head: Float32Array) -> Float32Array:
+    """The head's outputs for hidden states ``[n, n_embd]``, float32 ``[n, n_labels]``; what overflows is infinite."""
+    with np.errstate(all="ignore"):
+        result: Float32Array = rows @ head.T
+    return result
+
+
 def _decoded(data: AnyArray, type_name: str) -> Float32Array:
     if type_name == "F32":
         return data.view("<f4").astype(np.float32)

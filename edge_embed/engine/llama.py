@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,20 +31,20 @@ import numpy as np
 
 from edge_embed.batching import alone, sequences
 from edge_embed.cancellation import Cancellation
-from edge_embed.engine import adapter, backends, bindings
+from edge_embed.engine import adapter, bindings
 from edge_embed.engine.checks import check_batch
 from edge_embed.engine.contexts import make_context
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.fits import check_fits
 from edge_embed.engine.graph import CBatch, HiddenRows, output_rows, run
-from edge_embed.engine.head import read_head
+from edge_embed.engine.head import logits, read_head
 from edge_embed.engine.lane_plan import plan_lanes
 from edge_embed.engine.lanes import Lane, Lanes
-from edge_embed.engine.loading import PageDropper, return_large_blocks
+from edge_embed.engine.loading import return_large_blocks
 from edge_embed.engine.memory import Memory
 from edge_embed.engine.observe import GraphObserver
 from edge_embed.engine.owner import AbortFlag, Handles, Owner, shutdown
-from edge_embed.engine.placement import here, no_room, place, say, wanted
+from edge_embed.engine.placement import Placement, here, place, say, wanted
 from edge_embed.engine.pooling import in_company, pooled
 from edge_embed.engine.shape import (
     SEQ_CEILING,
@@ -59,9 +58,11 @@ from edge_embed.engine.shape import (
 )
 from edge_embed.engine.token_types import PairEmbeddings
 from edge_embed.engine.vocabulary import library_ids
+from edge_embed.engine.weights import load_weights
 from edge_embed.errors import (
     CallCancelledError,
     ComputeError,
+    EdgeEmbedError,
     EngineMemoryError,
     InvalidOptionError,
     ModelFileError,
@@ -76,8 +77,6 @@ from edge_embed.types import (
     ModelInfo,
 )
 
-# llama.h
-_LOAD_MODE_NONE: Final = 0  # neither mapped nor locked
 _LARGEST_BATCH: Final = 4096
 # A context that a long text has made this many times larger than what comes now is made small again.
 _TOO_LARGE: Final = 8
@@ -147,6 +146,7 @@ class LlamaEngine:
         if lora is not None:
             adapter.check(lora, read_header(info.path))
         self._info, self._lora, self._observer = info, lora, observer
+        self._repacks, self._mmap = use_extra_bufts and not low_memory, mmap
         self._lib = bindings.load()
         self._abort = AbortFlag(self._lib.c)
         self._owner = Owner(self._abort)
@@ -181,7 +181,7 @@ class LlamaEngine:
             asked = wanted(device, gpu_layers, here())
             first = self._shape(n_batch)
             self.placement = place(info, first, asked, gpu_layers)
-            self._owner.call(lambda: self._load(use_extra_bufts and not low_memory, mmap, first))
+            self._owner.call(lambda: self._load(first))
         except BaseException:
             self._finalizer()
             raise
@@ -234,7 +234,8 @@ class LlamaEngine:
 
         Raises:
             InvalidOptionError: the batch breaks a limit.
-            EngineMemoryError, ComputeError: the library failed.
+            EngineMemoryError, ComputeError: the library failed. Where that was a GPU which the CPU may replace, the CPU
+                tries first, computes what comes after, too, and a ``DeviceWarning`` says so.
             CallCancelledError, DeadlineExceededError: ``stop`` ended it.
             EngineClosedError: after ``close()``.
         """
@@ -245,7 +246,7 @@ class LlamaEngine:
                     rows = lane.owner.call(lambda: self._decode_in(lane, batch, n_threads), stop)
                     if np.isfinite(rows).all():
                         return rows
-            return self._call(lambda: self._decode_healed(batch, n_threads), stop)
+            return self._call(lambda: self._decode_healed(batch, n_threads), stop, batch)
 
     def decode_tokens(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
         """The last hidden state of every token, float32 ``[n_tokens, n_embd]``, in the batch's order.
@@ -261,7 +262,7 @@ class LlamaEngine:
         if batch.shared:
             raise InvalidOptionError("the vectors of tokens are asked for of a batch with shared tokens")
         with self._lanes.first():
-            return self._call(lambda: self._decode_tokens(batch), stop)
+            return self._call(lambda: self._decode_tokens(batch), stop, batch, tokens=not self._takes_rows)
 
     def forget(self) -> None:
         """Be as it was when it was made.
@@ -283,14 +284,22 @@ class LlamaEngine:
         """Free the model. Calls under way finish first; later ones raise EngineClosedError."""
         self._finalizer()
 
-    def _call(self, work: Callable[[], Float32Array], stop: Cancellation | None) -> Float32Array:
-        """Work for the engine's own context; it may have the memory of the other lanes where it needs that."""
+    def _call(
+        self, work: Callable[[], Float32Array], stop: Cancellation | None, batch: Batch, *, tokens: bool = False
+    ) -> Float32Array:
+        """Work for the engine's own context. Where it fails it is tried once more: with the memory of the other lanes,
+        or on the CPU in the place of devices that it may replace."""
+        placed = self.placement
         try:
             return self._owner.call(work, stop)
-        except EngineMemoryError:
-            if not self._lanes.forget():
-                raise
-            return self._owner.call(work, stop)
+        except (EngineMemoryError, ComputeError) as failure:
+            error = failure
+        if placed.may_fall_back:
+            shape = self._shape(max(batch.n_tokens, self._limits.n_batch), tokens=tokens)
+            say(self._owner.call(lambda: self._leave_devices(placed, error, shape)))
+        elif not (isinstance(error, EngineMemoryError) and self._lanes.forget()):
+            raise error
+        return self._owner.call(work, stop)
 
     def _decode_in(self, lane: Lane, batch: Batch, n_threads: int) -> Float32Array:
         """What a lane computes. It does not know the engine, whose model must stay until it is done: this does."""
@@ -298,55 +307,59 @@ class LlamaEngine:
 
     # Everything below runs on the thread that owns the engine's own context.
 
-    def _load(self, use_extra_bufts: bool, mmap: bool, first: ContextShape) -> None:
+    def _load(self, first: ContextShape) -> None:
         """Load the model where it was placed, or on the CPU where GPUs fail and it may take their place."""
         return_large_blocks()
         try:
-            self._load_placed(use_extra_bufts, mmap)
+            self._load_placed()
         except (ModelFileError, EngineMemoryError) as error:
             if not self.placement.may_fall_back:
                 raise
             self._handles.free()
-            asked = self.placement.wanted
-            self.placement = place(self._info, first, asked.on_cpu(f"{asked.device} failed ({error.message})"))
-            self._load_placed(use_extra_bufts, mmap)
+            self._load_on_cpu(first, error)
 
-    def _load_placed(self, use_extra_bufts: bool, mmap: bool) -> None:
-        c = self._lib.c
-        params = c.llama_model_default_params()
-        params.use_extra_bufts = use_extra_bufts
-        if not mmap:
-            params.load_mode = _LOAD_MODE_NONE
-        dropper = PageDropper(c, self._info.path)
-        params.progress_callback = dropper.callback
-        placed = self.placement
-        chosen = backends.device_list([gpu.name for gpu in placed.gpus])
-        params.devices, params.n_gpu_layers = ctypes.cast(chosen, ctypes.c_void_p), placed.gpu_layers
-        bindings.last_complaint()
-        model = c.llama_model_load_from_file(os.fsencode(self._info.path), params)
-        if not model:
-            reason = bindings.last_complaint() or "no reason given"
-            if placed.gpus and "alloc" in reason:
-                raise no_room(f"{placed.device} has no room for {self._info.name}: {reason}", placed.wanted.said)
-            raise ModelFileError(
-                f"the engine refused {self._info.path}: {reason}",
-                hint="convert or download the model again",
-            )
-        self._handles.model = model
-        found = (c.llama_model_n_embd_out(model), c.llama_vocab_n_tokens(c.llama_model_get_vocab(model)))
-        if found != (self._info.n_hidden, self._info.n_vocab):
-            raise ModelFileError(
-                f"{self._info.path}: the engine sees vectors of {found[0]} and {found[1]} tokens, "
-                f"the metadata says {self._info.n_hidden} and {self._info.n_vocab}"
-            )
-        if self._info.rerank is not None and c.llama_model_n_cls_out(model) != self._width:
-            raise ModelFileError(
-                f"{self._info.path}: the engine sees a head of {c.llama_model_n_cls_out(model)} outputs, "
-                f"the metadata says {self._width}"
-            )
+    def _load_on_cpu(self, first: ContextShape, error: EdgeEmbedError) -> None:
+        """Load the model in the place of devices that have failed, and been freed; the placement's note says so."""
+        self._capacity = self._made_for = 0
+        asked = self.placement.wanted
+        self.placement = place(self._info, first, asked.on_cpu(f"{asked.device} failed ({error.message})"))
+        self._load_placed()
+
+    def _load_placed(self) -> None:
+        self._handles.model = load_weights(
+            self._lib, self._info, self.placement, use_extra_bufts=self._repacks, mmap=self._mmap
+        )
         if self._lora is not None:
-            self._handles.adapter = adapter.load(self._lib, model, self._lora)
+            self._handles.adapter = adapter.load(self._lib, self._handles.model, self._lora)
         self._grow(self._limits.n_batch)
+
+    def _leave_devices(self, failed: Placement, error: EdgeEmbedError, shape: ContextShape) -> str:
+        """After an error in the midst of work: have the CPU compute the model from now on, and say so.
+
+        A device that has failed once is not trusted with the next batch, and two copies of a model may not fit.
+
+        Args:
+            failed: where the model was when it happened; another call may have left that already.
+            error: what happened. It is raised, and all stays as it is, where the CPU has no room either.
+            shape: the context that the CPU needs for the same.
+
+        Raises:
+            EdgeEmbedError: that one; or why the model cannot be loaded again, and then the engine is closed.
+        """
+        if self.placement is not failed:
+            return ""
+        try:  # what shares the machine's memory holds the weights there already
+            check_fits(self._info, shape, loaded=all(gpu.shares_memory for gpu in failed.gpus))
+        except EngineMemoryError:
+            raise error from None
+        try:
+            with self._owner.undisturbed():
+                self._handles.free()
+                self._load_on_cpu(self._shape(self._limits.n_batch), error)
+        except BaseException:
+            self._finalizer()
+            raise
+        return self.placement.note
 
     def _shape(self, n_tokens: int, *, tokens: bool = False) -> ContextShape:
         return context_shape(
@@ -430,7 +443,7 @@ class LlamaEngine:
         if len(rows) == batch.n_seqs and not self._every_token:
             if self._shares:
                 self._memory.keep(batch, texts)
-            return rows if self._head is None else _product(rows, self._head)
+            return rows if self._head is None else logits(rows, self._head)
         self.hidden = self._shares = False  # no result_norm in this architecture's graph: let llama.cpp pool
         self._limits = replace(self._limits, shares_prefixes=False)
         self._grow(batch.n_tokens)
@@ -479,12 +492,6 @@ class LlamaEngine:
         if self._info.rerank is not None and self._info.causal:  # llama.cpp ends qwen3's head with a softmax
             rows = np.log(np.maximum(rows, np.finfo(np.float32).tiny))
         return rows
-
-
-def _product(rows: Float32Array, head: Float32Array) -> Float32Array:
-    with np.errstate(all="ignore"):  # what overflows is looked for by the caller
-        result: Float32Array = rows @ head.T
-    return result
 
 
 def _in_range(name: str, value: int, low: int, high: int) -> int:

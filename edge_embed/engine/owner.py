@@ -179,6 +179,13 @@ class Owner:
                 self._borrowers -= 1
                 self._lock.notify_all()
 
+    @contextlib.contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Inside the block nobody reads the model; for work of the owner's thread that replaces it."""
+        with self._lock:
+            self._lock.wait_for(lambda: self._borrowers == 0)
+            yield
+
     def _check_process(self) -> None:
         if os.getpid() != self._pid:
             raise EngineUnavailableError(
