@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shlex
@@ -108,6 +109,10 @@ foreach(variant x64 zen4)
     target_include_directories(ggml-cpu-${variant} PRIVATE .)
 endforeach()
 add_dependencies(ggml ggml-cpu-x64 ggml-cpu-zen4)
+if(GGML_CUDA)
+    add_library(ggml-cuda SHARED ggml-cuda.c)
+    target_link_libraries(ggml-cuda PRIVATE CUDA::cuda_driver)
+endif()
 """
 KERNELS = ("hook", "attention", "gelu", "products")
 
@@ -130,6 +135,7 @@ def project(tmp_path: Path) -> Path:
     (sources / "llama.cpp" / "CMakeLists.txt").write_text(LLAMA)
     (cpu.parent / "CMakeLists.txt").write_text(GGML)
     (cpu.parent / "ggml.c").write_text("int ggml(void) { return 1; }\n")
+    (cpu.parent / "ggml-cuda.c").write_text("int cuMemMap(void); int ggml_cuda(void) { return cuMemMap(); }\n")
     (sources / "llama.cpp" / "llama.c").write_text("int ggml(void); int llama(void) { return ggml(); }\n")
     (cpu / "ggml-cpu.cpp").write_text("#ifndef GGML_USE_CPU_KLEIDIAI\n#error no place for kernels\n#endif\n")
     return engine / "cmake"
@@ -155,6 +161,72 @@ def test_each_variant_gets_the_kernels(project: Path, tmp_path: Path) -> None:
             ["readelf", "-d", out / "bin" / "libllama.so"], capture_output=True, text=True, check=True
         )
         assert "[$ORIGIN]" in dynamic.stdout
+
+
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="CUDA's packages are used under Linux alone")
+
+
+def configure_cuda(project: Path, python: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """As where CUDA's toolkit is not installed."""
+    out, sources = project.parents[1] / "out", project.parents[1] / "sources"
+    options = [f"-DEDGE_EMBED_SOURCES={sources}", f"-DEDGE_EMBED_PYTHON={python}", "-DEDGE_EMBED_NVCC=", *more]
+    environment = {k: v for k, v in os.environ.items() if k not in ("CUDACXX", "CUDAToolkit_ROOT", "CUDA_PATH")}
+    return subprocess.run(
+        ["cmake", "--preset", "cuda-rtx30", "-B", out, *options],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@linux
+def test_cuda_comes_out_of_pythons_packages(project: Path, tmp_path: Path) -> None:
+    """The newest of them become what CMake takes for a toolkit, and the driver's library need not be there."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    python, out = tmp_path / "env" / "bin" / "python", tmp_path / "out"
+    failed = configure_cuda(project, python)
+    assert failed.returncode != 0
+    assert "pip install 'edge-embed[cuda]'" in " ".join(failed.stderr.split())
+
+    (packages,) = (tmp_path / "env").glob("lib/python*/site-packages")
+    for version in ("cu9", "cu13", "cu12"):
+        home = packages / "nvidia" / version
+        for name in (
+            "bin/nvcc",
+            "nvvm/bin/cicc",
+            "include/cublas_v2.h",
+            "lib/libcublas.so.13",
+            "lib/libcudart_static.a",
+        ):
+            (home / name).parent.mkdir(parents=True, exist_ok=True)
+            (home / name).write_text(version)
+    for _ in range(2):  # again, as Ninja does it when a file has changed
+        assert configure_cuda(project, python).returncode == 0
+    toolkit = out / "cuda"
+    found = {str(path.relative_to(toolkit)): path.read_text() for path in toolkit.glob("*/*.*")}
+    names = ("include/cublas_v2.h", "lib/libcublas.so", "lib/libcublas.so.13", "lib/libcudart_static.a")
+    assert found == dict.fromkeys((*names, *(name.replace("lib/", "lib64/") for name in names[1:])), "cu13")
+    cache = (out / "CMakeCache.txt").read_text()
+    assert f"CMAKE_CUDA_COMPILER:FILEPATH={toolkit}/bin/nvcc\n" in cache
+    assert f"CUDAToolkit_ROOT:PATH={toolkit}\n" in cache
+
+    subprocess.run(["cmake", "--build", out], capture_output=True, check=True)
+    assert not list((out / "bin").glob("libcuda*"))
+    dynamic = subprocess.run(
+        ["readelf", "-d", out / "bin" / "libggml-cuda.so"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "[libcuda.so.1]" in dynamic
+    assert f"[$ORIGIN:{packages}/nvidia/cu13/lib]" in dynamic
+
+
+@linux
+def test_a_toolkit_that_is_named_is_taken(project: Path, tmp_path: Path) -> None:
+    """Python's packages are not looked for, and nothing is said of them."""
+    result = configure_cuda(project, tmp_path / "no python", f"-DCUDAToolkit_ROOT={tmp_path / 'own'}")
+    assert not (tmp_path / "out" / "cuda").exists()
+    assert "CUDA::cuda_driver" in result.stderr  # which the stand-in for ggml-cuda's own search has not found
 
 
 def test_sources_that_nobody_checked_are_refused(project: Path, tmp_path: Path) -> None:

@@ -66,13 +66,20 @@ HINTS = (
         r"No matching distribution found|Could not find a version|NewConnectionError|Read timed out",
         "the source archive could not be downloaded: check the network and pip's index settings",
     ),
-    (r"No CMAKE_CUDA_COMPILER|Could NOT find CUDAToolkit", "NVIDIA's CUDA toolkit is needed, with nvcc on the PATH"),
+    (
+        r"No CMAKE_CUDA_COMPILER|Could NOT find CUDAToolkit|CUDA's compiler was not found",
+        "CUDA's compiler and cuBLAS are needed: `pip install 'edge-embed[cuda]'` under Linux, or NVIDIA's toolkit",
+    ),
     (
         r"Could NOT find Vulkan|SPIRV-Headers",
         "Vulkan needs its headers and the shader compiler: on Debian and Ubuntu "
         "`apt install libvulkan-dev spirv-headers glslc`",
     ),
     (r"aarch64-linux-gnu-g", "the cross compiler is needed: on Debian and Ubuntu `apt install g++-aarch64-linux-gnu`"),
+    (
+        r"has\s+no\s+OpenVINO",
+        "OpenVINO's libraries are needed: `pip install 'edge-embed[openvino]'` (or `pip install --no-deps openvino`)",
+    ),
     (
         r"Could NOT find OpenCL|CL/cl2?\.h",
         "OpenVINO needs OpenCL's headers: on Debian and Ubuntu "
