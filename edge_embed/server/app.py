@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
-from edge_embed.errors import EdgeEmbedError
+from edge_embed.errors import EdgeEmbedError, EngineMemoryError
 from edge_embed.registry import Kind, Registry
 from edge_embed.server import docs, operations, pages, searching
 from edge_embed.server.dialects import cohere, lmstudio, ollama, openai, rerank, tei, tokenizing
@@ -105,7 +105,8 @@ def create_app(
 async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
     """Load the first models, so that the first request does not wait; then take requests.
 
-    A model that cannot be loaded is said and is no reason to end: the others answer, and its own requests are told why.
+    A file that cannot be loaded is said and is no reason to end: the others answer, and its own requests are told why.
+    One that the machine has no room for is: nothing that clients could do would make it answer.
     """
     for kind in kinds:
         try:
@@ -113,6 +114,9 @@ async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
             gate.log.event("loaded", kind=kind, seconds=round(timing.load, 2))
         except EdgeEmbedError as error:
             gate.log.event("not loaded", kind=kind, error=str(error).replace("\n", "; "))
+            if isinstance(error, EngineMemoryError):
+                gate.failure = error
+                return
         except Exception as error:
             gate.log.unexpected("warm-up", error)
     gate.ready = True

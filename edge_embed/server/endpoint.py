@@ -96,9 +96,11 @@ class Gate:
         announce: called once, when requests are taken.
         room: memory for bodies on their way.
         search: the database that questions are answered from, if the server has one.
+        failure: why the server cannot start, and ends; None as long as it can.
     """
 
     search: Searched | None = None
+    failure: EdgeEmbedError | None = None
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ def run(app: Starlette, settings: ServerSettings, listening: socket.socket | Non
 
     Raises:
         ServerSettingsError: the address cannot be listened on.
+        EngineMemoryError: the machine has no room for the first model.
     """
     listening = listening or listen(settings)
     _allow_files(settings.max_connections + _SPARE_FILES)
@@ -54,6 +55,8 @@ def run(app: Starlette, settings: ServerSettings, listening: socket.socket | Non
             server_of(app, settings).run(sockets=[listening])
     finally:
         close(listening, settings)
+    if app.state.gate.failure is not None:
+        raise app.state.gate.failure
 
 
 def server_of(app: Starlette, settings: ServerSettings) -> Server:
@@ -93,6 +96,10 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._watching = asyncio.create_task(watch(self.server_state.connections))
         self.gate.metrics.count_connections(self.server_state.connections)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: whether to end, by a signal or because the server cannot start."""
+        return await super().on_tick(counter) or self.gate.failure is not None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 (uvicorn's own signature)
         """A signal: the first one is a request, the second an order."""

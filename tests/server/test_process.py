@@ -97,6 +97,19 @@ def test_a_port_in_use_is_one_short_line() -> None:
     assert len(done.stderr.splitlines()) <= 2
 
 
+def test_a_model_that_does_not_fit_ends_the_start() -> None:
+    """It would never answer; the message has the numbers, and a supervisor sees the exit code."""
+    done = subprocess.run(
+        [COMMAND, "serve", "--port", "0", "--memory-limit", "1MB", "--log", "off"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 5
+    assert re.search(r"all-minilm-l6-v2 takes 0\.\d+ GB, and the limit of all is 0\.00 GB", done.stderr)
+    assert "raise --memory-limit" in done.stderr
+    assert "serving" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
 def test_every_accepted_request_is_answered_under_load(sig: int) -> None:
     """Clients in threads ask without a pause while the signal comes. Each request ends in vectors, in a 503 that says
