@@ -285,14 +285,16 @@ def test_devices_that_the_probe_refuses_are_left(
 
 
 def test_settings_that_were_measured_give_way_to_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = tune.Settings("", 0, True, 3, 128, 256, True)
+    settings = tune.Settings("", "cpu", True, 3, 128, 256, True)
     choice = tune.Choice(settings, "mixed", 1.5, True, [])
     monkeypatch.setattr(tune, "choice", lambda _: choice)
-    assert tune.arguments(FOUR_B, {"device": None})["gpu_layers"] == 0
+    assert tune.arguments(FOUR_B, {"device": None})["device"] == "cpu"
+    assert "device" not in tune.arguments(FOUR_B, {"gpu_layers": 12})
     measured = tune.arguments(FOUR_B, {"device": "cuda:0"})
     assert (measured["device"], measured["n_threads"]) == ("cuda:0", 3)
-    assert "gpu_layers" not in measured
     assert tune.arguments(FOUR_B, {"low_memory": True}) == {"low_memory": True}
+    monkeypatch.setattr(tune, "choice", lambda _: replace(choice, settings=replace(settings, device="cuda:1")))
+    assert tune.arguments(FOUR_B, {})["device"] == "cuda:1,cpu"  # a card that is gone is no error then
     monkeypatch.setattr(tune, "choice", lambda _: replace(choice, settings=replace(settings, library="/else/where")))
     assert tune.arguments(FOUR_B, {"device": "cuda:0"}) == {"device": "cuda:0"}
     monkeypatch.setenv(placement.VARIABLE, "vulkan")

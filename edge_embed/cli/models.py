@@ -1,6 +1,6 @@
 """``edge-embed show`` and ``edge-embed list``: what is in a model file, and which models there are.
 
-Only headers are read; no engine is loaded.
+Only headers are read. ``show`` asks the engine's library which devices there are; no model is loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import click
 from edge_embed import keys
 from edge_embed.catalogue import DEFAULT_MODEL, CatalogueEntry, entries, recommended_type, resolve
 from edge_embed.cli.terminal import facts, say_error, say_json, shorten, size, table
-from edge_embed.errors import ModelError
+from edge_embed.errors import EdgeEmbedError, ModelError
 from edge_embed.store import stored
 
 if TYPE_CHECKING:
@@ -121,8 +121,20 @@ def _describe(header: GgufHeader, info: ModelInfo | None) -> dict[str, Any]:
             "template": info.rerank.template,
         },
         "repairs": list(info.repairs),
+        **_device(info),
         "tuned": tune.summary(info) or None,
     }
+
+
+def _device(info: ModelInfo) -> dict[str, Any]:
+    """Where it would be computed, and a sentence where that is not what was asked for, or not possible."""
+    from edge_embed.engine.outlook import outlook
+
+    try:
+        placed = outlook(info)
+    except EdgeEmbedError as error:
+        return {"device": None, "device_note": error.message}
+    return {"device": placed.device, "device_note": placed.note or None}
 
 
 def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo | None) -> dict[str, str]:
@@ -163,6 +175,7 @@ def _readable(described: Mapping[str, Any], header: GgufHeader, info: ModelInfo 
         "fallbacks": "\n".join(map(str, _short(described["fallbacks"]))),
         "verified": "\n".join(f"{name}: {value}" for name, value in described["verification"].items()),
         "repairs": "\n".join(info.repairs) if info is not None else None,
+        "device": "\n".join(filter(None, (described.get("device"), described.get("device_note")))),
         "tuned": described.get("tuned"),
     }
     return {name: str(value) for name, value in rows.items() if value}

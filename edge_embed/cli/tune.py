@@ -32,6 +32,7 @@ Examples:
   edge-embed tune qwen3-embedding-0.6b --profile documents --budget 600
   edge-embed tune model.gguf -f articles.jsonl --field body
   edge-embed tune model.gguf --library ~/llama.cpp/build/bin --dry-run
+  edge-embed tune model.gguf --device cuda:0 --device cpu
   edge-embed tune model.gguf --forget
 """
 )
@@ -55,6 +56,13 @@ Examples:
     help="Consider another build of llama.cpp's shared libraries, too; repeat it for more.",
 )
 @click.option(
+    "--device",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    help="Consider this device alone (cpu, cuda:0, ...; auto is what the engine takes by itself); repeat it for more.",
+)
+@click.option(
     "--budget",
     type=click.FloatRange(min=1),
     default=300.0,
@@ -76,6 +84,7 @@ def tune(
     input_format: InputFormat | None,
     field: str | None,
     libraries: tuple[Path, ...],
+    devices: tuple[str, ...],
     budget: float,
     pooling: Pooling | None,
     dry_run: bool,
@@ -85,9 +94,10 @@ def tune(
 ) -> None:
     """Find the fastest settings for a model on this machine, and use them from now on.
 
-    Measures kernels, threads, batches and, where a decoder is concerned, shared beginnings, each candidate in a process
-    of its own beside the best so far, in turns. One that crashes, hangs, or gives other vectors than the untuned engine
-    is out. Options of a call, such as --threads, always come before what was chosen. Ctrl-C keeps the best so far.
+    Measures engines, devices, kernels, threads, batches and, where a decoder is concerned, shared beginnings, each
+    candidate in a process of its own beside the best so far, in turns. One that crashes, hangs, or gives other vectors
+    than the untuned engine is out. Options of a call, such as --threads, always come before what was chosen. Ctrl-C
+    keeps the best so far.
     """
     from edge_embed.engine import tune as choices
     from edge_embed.engine import tuner
@@ -105,14 +115,16 @@ def tune(
         return
     texts = None if file is None else list(read_file(file, input_format=input_format, field=field))
     if dry_run:
-        planned = tuner.plan(info, profile, texts=texts, libraries=libraries)
+        planned = tuner.plan(info, profile, texts=texts, libraries=libraries, device_names=devices)
         _show_plan(planned, budget, as_json=as_json)
         return
     load, cpus = load_average(), os.cpu_count()
     if load is not None and cpus is not None and load > cpus / 2:
         note(f"the machine is busy (a load of {load:.1f} on {cpus} CPUs): other settings may be fastest when it is not")
     with terminable():
-        outcome = tuner.tune(info, profile, budget=budget, say=_say, texts=texts, libraries=libraries)
+        outcome = tuner.tune(
+            info, profile, budget=budget, say=_say, texts=texts, libraries=libraries, device_names=devices
+        )
     _show(info, outcome, profile, as_json=as_json)
     if outcome.found.interrupted:
         ctx.exit(INTERRUPTED)
@@ -144,17 +156,17 @@ def _fate(measured: Measured, found: Found) -> str:
 
 
 def _label(changed: Any) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in changed.items()) or "untuned"
+    return ", ".join(f"{name} {_value(name, value)}" for name, value in changed.items()) or "untuned"
 
 
-def _value(value: object) -> str:
+def _value(name: str, value: object) -> str:
     from edge_embed.engine.tune import readable
 
-    return readable(value)
+    return readable(name, value)
 
 
 def _settings(settings: Settings) -> str:
-    return ", ".join(f"{name} {_value(value)}" for name, value in asdict(settings).items())
+    return ", ".join(f"{name} {_value(name, value)}" for name, value in asdict(settings).items())
 
 
 def _show_plan(planned: Plan, budget: float, *, as_json: bool) -> None:
@@ -172,7 +184,7 @@ def _show_plan(planned: Plan, budget: float, *, as_json: bool) -> None:
     click.echo(f"from: {_settings(planned.reference)}")
     for coordinate in planned.coordinates:
         current = getattr(planned.reference, coordinate.name)
-        others = [_value(value) for value in coordinate.values if value != current]
+        others = [_value(coordinate.name, value) for value in coordinate.values if value != current]
         click.echo(f"try:  {coordinate.name} {', '.join(others)}")
     amounts = ", ".join(f"up to {n} {name}" for name, n in calls.items())
     click.echo(f"on:   {amounts}; nothing new is begun after {budget:.0f} s")

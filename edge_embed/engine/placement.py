@@ -231,10 +231,15 @@ def give_up(asked: Wanted, info: ModelInfo, problem: str) -> None:
     Raises:
         EngineUnavailableError: nothing may take their place.
     """
-    what = f"{asked.device} does not compute {info.name}: {problem}"
+    what = not_computed(asked, info, problem)
     if not asked.falls_back:
         raise EngineUnavailableError(what, hint=f"say {asked.said},{CPU}, {CPU} or {AUTO}")
     say(f"{what}: the CPU does")
+
+
+def not_computed(asked: Wanted, info: ModelInfo, problem: str) -> str:
+    """What is said of devices that do not compute a model."""
+    return f"{asked.device} does not compute {info.name}: {problem}"
 
 
 def say(note: str) -> None:

@@ -87,13 +87,13 @@ class Loaded:
     Attributes:
         n_tokens: tokens of each text of each part, in order.
         shares_prefixes: whether texts that begin alike share their beginning.
-        offloads: whether the library can put layers on another device.
+        device: where it computes.
         seconds: what loading took.
     """
 
     n_tokens: Mapping[str, tuple[int, ...]]
     shares_prefixes: bool
-    offloads: bool
+    device: str
     seconds: float
 
 
@@ -135,7 +135,7 @@ class Trial:
             timeout_of(self._info),
         )
         n_tokens = {name: tuple(counts) for name, counts in answer["n_tokens"].items()}
-        return Loaded(n_tokens, answer["shares_prefixes"], answer["offloads"], time.perf_counter() - start)
+        return Loaded(n_tokens, answer["shares_prefixes"], answer["device"], time.perf_counter() - start)
 
     def limit(self, numbers: Mapping[str, int]) -> None:
         """Compute only the first so many texts of each part from now on, of those that it was made with."""
@@ -195,6 +195,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._engine: LlamaEngine | None = None
+        self._device = ""
         self._turn = 0
         self._all: dict[str, list[list[Encoding]]] = {}
         self._parts: dict[str, list[list[Encoding]]] = {}
@@ -212,7 +213,6 @@ class _Worker:
         return {"shape": rows.shape, "values": base64.b64encode(rows.astype("<f4").tobytes()).decode()}
 
     def _load(self, request: Answer) -> Answer:
-        from edge_embed.engine import bindings
         from edge_embed.engine.llama import LlamaEngine
         from edge_embed.gguf_header import read_header
         from edge_embed.model_info import read_model_info
@@ -226,13 +226,13 @@ class _Worker:
         for name, calls in request["parts"].items():
             self._all[name] = [_encoded(info, tokenizer, call) for call in calls]
         self._parts = self._all
-        self._engine = engine
+        self._engine, self._device = engine, engine.device
         return {
             "n_tokens": {
                 name: [encoding.n_tokens for call in calls for encoding in call] for name, calls in self._parts.items()
             },
             "shares_prefixes": engine.limits.shares_prefixes,
-            "offloads": bool(bindings.load().c.llama_supports_gpu_offload()),
+            "device": engine.device,
         }
 
     def _timed(self, calls: list[list[Encoding]]) -> float:
@@ -259,6 +259,8 @@ class _Worker:
             every.append(rows)
             order += batch.indices
         found = np.concatenate(every)[np.argsort(order)]
+        if engine.device != self._device:
+            raise ComputeError(engine.placement.note)
         if not np.isfinite(found).all():
             raise ComputeError("the vectors have values that are not finite")
         return found

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal
 from edge_embed.engine import bindings
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.findings import Findings, files_of, key_of
-from edge_embed.engine.placement import VARIABLE
+from edge_embed.engine.placement import AUTO, CPU, VARIABLE
 from edge_embed.engine.shape import BATCH_CAUSAL, BATCH_ENCODER, UBATCH_CAUSAL
 from edge_embed.errors import EngineUnavailableError
 from edge_embed.types import ModelInfo
@@ -31,7 +31,7 @@ class Settings:
 
     Attributes:
         library: folder of the native libraries; empty for those that are loaded anyway.
-        gpu_layers: layers put on another device; -1 leaves that to the engine, which uses one where there is one.
+        device: where it computes, by name; empty leaves that to the engine, as ``auto`` does.
         use_extra_bufts: whether weights are repacked for AMX and similar kernels.
         n_threads: CPU threads.
         n_batch: tokens of a batch.
@@ -40,7 +40,7 @@ class Settings:
     """
 
     library: str
-    gpu_layers: int
+    device: str
     use_extra_bufts: bool
     n_threads: int
     n_batch: int
@@ -51,8 +51,8 @@ class Settings:
         """The same as arguments of ``LlamaEngine``. The library is not one: it is loaded before."""
         values = asdict(self)
         del values["library"]
-        if self.gpu_layers == -1:
-            del values["gpu_layers"]
+        if not self.device:
+            del values["device"]
         return values
 
 
@@ -91,11 +91,11 @@ def _read(value: Mapping[str, Any]) -> Choice:
 CHOICES: Final = Findings("tune.json", _read, asdict)
 
 
-def untuned(info: ModelInfo, *, use_extra_bufts: bool) -> Settings:
-    """What the engine does by itself."""
+def untuned(info: ModelInfo, *, use_extra_bufts: bool, device: str = "") -> Settings:
+    """What the engine does by itself, or on a device that it was told."""
     return Settings(
         library="",
-        gpu_layers=-1,
+        device=device,
         use_extra_bufts=use_extra_bufts,
         n_threads=default_threads(),
         n_batch=BATCH_CAUSAL if info.causal else BATCH_ENCODER,
@@ -124,16 +124,16 @@ def summary(info: ModelInfo) -> str:
     found = choice(info)
     if found is None:
         return ""
-    values = {name: value for name, value in asdict(found.settings).items() if value not in ("", -1)}
-    shown = ", ".join(f"{name} {readable(value)}" for name, value in values.items())
+    values = {name: value for name, value in asdict(found.settings).items() if value != ""}
+    shown = ", ".join(f"{name} {readable(name, value)}" for name, value in values.items())
     return f"for {found.profile}, {found.speedup:.2f} times as fast as untuned: {shown}"
 
 
-def readable(value: object) -> str:
+def readable(name: str, value: object) -> str:
     """A setting's value for people."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return str(value) or "installed"
+    return str(value) or {"library": "installed", "device": AUTO}.get(name, "")
 
 
 def keep(info: ModelInfo, chosen: Choice) -> bool:
@@ -171,6 +171,8 @@ def arguments(info: ModelInfo, options: Mapping[str, object]) -> dict[str, Any]:
     if chosen.settings.library and ("lora" in given or elsewhere or not bindings.prefer(chosen.settings.library)):
         return given
     measured = chosen.settings.arguments()
-    if elsewhere:
-        measured.pop("gpu_layers", None)
+    if elsewhere or "gpu_layers" in given:
+        measured.pop("device", None)
+    elif measured.get("device", CPU) != CPU:  # the user chose the speed, not the device: it may be gone some day
+        measured["device"] += f",{CPU}"
     return {**measured, **given}

@@ -13,7 +13,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Final
 
-from edge_embed.engine import bindings, builds, report
+from edge_embed.engine import bindings, builds, placement, report
 from edge_embed.engine.devices import default_threads
 from edge_embed.engine.probe import probe
 from edge_embed.engine.search import Coordinate, Found, Judge, Measured, Search, allowed_deviation
@@ -75,6 +75,7 @@ def plan(
     *,
     texts: Sequence[str] | None = None,
     libraries: Sequence[Path] = (),
+    device_names: Sequence[str] = (),
     use_extra_bufts: bool = True,
 ) -> Plan:
     """What would be tried; starts nothing.
@@ -84,21 +85,23 @@ def plan(
         profile: what kind of work it is to be fast at.
         texts: the user's own; built-in ones by default.
         libraries: folders with other builds of llama.cpp to consider, besides those of ``edge-embed engine list``.
+        device_names: the only devices to consider, the first of them in the place of what the engine takes by itself;
+            by default that, the CPU, and the GPUs that it would not take.
         use_extra_bufts: whether repacked weights are known to work.
 
     Raises:
-        InvalidOptionError: no texts, or a folder without libraries.
+        InvalidOptionError: no texts, a folder without libraries, or a device that no engine has.
     """
     if texts is not None and not any(texts):
         raise InvalidOptionError("there are no texts to measure", hint="give some, or leave out the file")
     folders = list(dict.fromkeys([*(_folder(path) for path in libraries), *_installed()]))
-    offloads = bool(bindings.load().c.llama_supports_gpu_offload())
+    usual, others = _devices(device_names, elsewhere=bool(folders))
     default = default_threads()
     threads = sorted({1, max(1, default // 2), default, os.cpu_count() or default})
     coordinates = [
         Coordinate("library", ("", *folders)),
         Coordinate(
-            "gpu_layers", (-1, 0) if folders or offloads else (-1,), applies=lambda best: bool(best.library) or offloads
+            "device", (usual, *others), applies=lambda best: bool(best.library or device_names or placement.here())
         ),
         Coordinate("use_extra_bufts", (True, False) if use_extra_bufts else (False,)),
         Coordinate("n_threads", tuple(threads), ordered=True),
@@ -110,7 +113,7 @@ def plan(
     if info.causal:
         coordinates.append(Coordinate("share_prefixes", (True, False)))
     return Plan(
-        untuned(info, use_extra_bufts=use_extra_bufts),
+        untuned(info, use_extra_bufts=use_extra_bufts, device=usual),
         tuple(coordinate for coordinate in coordinates if len(coordinate.values) > 1),
         work(profile, texts, pairs=info.rerank is not None),
     )
@@ -124,6 +127,7 @@ def tune(
     say: Callable[[Measured], None],
     texts: Sequence[str] | None = None,
     libraries: Sequence[Path] = (),
+    device_names: Sequence[str] = (),
 ) -> Outcome:
     """Find the fastest settings for a model on this machine, and keep them for every later start.
 
@@ -132,7 +136,7 @@ def tune(
         profile: what kind of work it is to be fast at.
         budget: seconds after which nothing new is begun.
         say: told of each candidate as it is decided.
-        texts, libraries: as for ``plan``.
+        texts, libraries, device_names: as for ``plan``.
 
     Raises:
         ModelFileError: the engine cannot run the model at all.
@@ -141,7 +145,7 @@ def tune(
     """
     deadline = time.monotonic() + budget
     usable = probe(info, bindings.load().library).use_extra_bufts
-    planned = plan(info, profile, texts=texts, libraries=libraries, use_extra_bufts=usable)
+    planned = plan(info, profile, texts=texts, libraries=libraries, device_names=device_names, use_extra_bufts=usable)
     reference = Trial(info, planned.reference, planned.work)
     try:
         numbers, n_tokens, judge = _prepare(info, reference, budget)
@@ -197,6 +201,25 @@ def _worth_trying(coordinates: Sequence[Coordinate], n_tokens: Mapping[str, int]
         else coordinate
         for coordinate in coordinates
     ]
+
+
+def _devices(names: Sequence[str], *, elsewhere: bool) -> tuple[str, list[str]]:
+    """The device of the untuned settings, empty for what the engine takes by itself, and those to compare it with.
+
+    Args:
+        names: the only ones, as the user named them.
+        elsewhere: whether other libraries are considered, which may have devices of their own.
+    """
+    here = placement.here()
+    if not names:
+        usual = placement.wanted(placement.AUTO, None, here).device
+        cpu = [placement.CPU] if here or elsewhere else []
+        return "", cpu + [gpu.device for gpu in here if gpu.device != usual]
+    for name in names:
+        if not elsewhere:
+            placement.wanted(name, None, here)  # says what there is
+    usual, *others = dict.fromkeys("" if name == placement.AUTO else name for name in names)
+    return usual, others
 
 
 def _folder(path: Path) -> str:

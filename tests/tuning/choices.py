@@ -7,7 +7,7 @@ import dataclasses
 from edge_embed.engine.tune import Choice, Settings
 
 REFERENCE = Settings(
-    library="", gpu_layers=-1, use_extra_bufts=True, n_threads=2, n_batch=384, n_ubatch=512, share_prefixes=True
+    library="", device="", use_extra_bufts=True, n_threads=2, n_batch=384, n_ubatch=512, share_prefixes=True
 )
 
 

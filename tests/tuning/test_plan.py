@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_embed.engine import bindings, builds, tuner, tuning_texts
+from edge_embed.engine import bindings, builds, devices, tuner, tuning_texts
+from edge_embed.engine.devices import Gpu
 from edge_embed.engine.search import Coordinate
 from edge_embed.engine.trial import Call, Work
 from edge_embed.errors import InvalidOptionError
@@ -39,7 +40,7 @@ def test_a_folder_of_libraries_is_one_more_engine(info: ModelInfo) -> None:
     folder = bindings.load().library.parent
     planned = tuner.plan(info, "mixed", libraries=[folder])
     assert ("", str(folder.resolve())) == planned.coordinates[0].values
-    assert "gpu_layers" in names(planned)
+    assert "device" in names(planned)
 
 
 def test_engines_that_were_built_beside_are_considered(
@@ -57,6 +58,35 @@ def test_engines_that_were_built_beside_are_considered(
 def test_a_folder_without_libraries_is_refused(info: ModelInfo, tmp_path: Path) -> None:
     with pytest.raises(InvalidOptionError, match="no libllama"):
         tuner.plan(info, "mixed", libraries=[tmp_path])
+
+
+def cards(monkeypatch: pytest.MonkeyPatch, *kinds: str) -> None:
+    found = [Gpu(f"{kind}{n}", "a card", kind, 1, 1, False, n) for n, kind in enumerate(kinds)]
+    monkeypatch.setattr(devices, "gpus", lambda _: found)
+
+
+def tried(planned: tuner.Plan) -> tuple[str, list[str]]:
+    """The device of the reference, and those that are compared with it."""
+    values = [list(c.values) for c in planned.coordinates if c.name == "device" and c.applies(planned.reference)]
+    return planned.reference.device, values[0] if values else []
+
+
+def test_devices_are_compared_where_there_are_some(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``auto`` takes, the CPU, and the cards that it would not take."""
+    assert tried(tuner.plan(info, "mixed")) == ("", [])
+    cards(monkeypatch, "CUDA")
+    assert tried(tuner.plan(info, "mixed")) == ("", ["", "cpu"])
+    cards(monkeypatch, "CUDA", "Vulkan")
+    assert tried(tuner.plan(info, "mixed")) == ("", ["", "cpu", "vulkan:1"])
+
+
+def test_devices_that_are_named_are_the_only_ones(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards(monkeypatch, "CUDA", "Vulkan")
+    assert tried(tuner.plan(info, "mixed", device_names=["cpu"])) == ("cpu", [])
+    assert tried(tuner.plan(info, "mixed", device_names=["cuda:0", "cpu"])) == ("cuda:0", ["cuda:0", "cpu"])
+    assert tried(tuner.plan(info, "mixed", device_names=["auto", "vulkan:1"])) == ("", ["", "vulkan:1"])
+    with pytest.raises(InvalidOptionError, match="there is no metal"):
+        tuner.plan(info, "mixed", device_names=["metal"])
 
 
 def test_no_texts_are_refused(info: ModelInfo) -> None:

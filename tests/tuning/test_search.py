@@ -120,12 +120,12 @@ def test_where_nothing_is_faster_the_untuned_settings_stay() -> None:
 
 
 def test_what_does_not_matter_for_the_best_settings_is_not_tried() -> None:
-    layers = Coordinate("gpu_layers", (-1, 0), applies=lambda best: best.library == "other")
+    layers = Coordinate("device", ("", "cpu"), applies=lambda best: best.library == "other")
     engines = Coordinate("library", ("", "other"))
     slow = find(Machine(lambda s: 2.0 if s.library else 1.0), engines, layers)
     assert {"library=other": "no faster"} == verdicts(slow)
     fast = find(Machine(lambda s: 1.0 if s.library else 2.0), engines, layers)
-    assert {"library=other": "faster", "gpu_layers=0": "no faster"} == verdicts(fast)
+    assert {"library=other": "faster", "device=cpu": "no faster"} == verdicts(fast)
 
 
 def test_a_machine_that_slows_down_all_the_time_does_not_decide() -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from edge_embed import Embedder
+from edge_embed.cancellation import Cancellation
 from edge_embed.engine import bindings, trial, tune, tuner
 from edge_embed.engine.trial import Call, CandidateFailedError, Trial, Work, deviation
-from edge_embed.errors import EngineUnavailableError
+from edge_embed.errors import ComputeError, EngineUnavailableError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
-from edge_embed.types import Encoding, ModelInfo
+from edge_embed.testing import FakeEngine
+from edge_embed.types import Batch, Encoding, Float32Array, ModelInfo
 from tests.tuning.choices import REFERENCE
 
 SMALL = Work({"queries": (Call(("a cat",), "query"),), "documents": (Call(("a dog sleeps", "the bank"), "document"),)})
@@ -54,6 +57,22 @@ def test_a_turn_has_texts_that_the_last_one_had_not_and_keeps_the_prompt() -> No
     assert texts == [encoding.token_ids.tolist() for call in calls for encoding in call]
     alone = trial.unseen([[Encoding(np.array([3], np.int32), 1)]], 98, 100)
     assert [1] == alone[0][0].token_ids.tolist()
+
+
+def test_a_device_that_fails_in_the_midst_of_work_is_not_timed() -> None:
+    """The engine goes on with the CPU, whose time is not the device's."""
+
+    class Leaves(FakeEngine):
+        device, placement = "cuda:0", SimpleNamespace(note="cuda:0 failed (lost): the CPU computes the model")
+
+        def decode(self, batch: Batch, stop: Cancellation | None = None) -> Float32Array:
+            self.device = "cpu"
+            return super().decode(batch, stop)
+
+    worker = trial._Worker()
+    worker._engine, worker._device = Leaves(), "cuda:0"  # type: ignore[assignment]
+    with pytest.raises(ComputeError, match="cuda:0 failed"):
+        worker._rows([Encoding(np.array([3, 4], np.int32), 2)])
 
 
 def test_a_child_that_dies_is_a_failed_candidate(info: ModelInfo, monkeypatch: pytest.MonkeyPatch) -> None:
