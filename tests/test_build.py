@@ -139,6 +139,25 @@ def test_a_failure_shows_the_log_and_a_hint(cache: Path, tmp_path: Path) -> None
     assert not [p for p in (cache / "wheels").iterdir() if p.is_dir()]
 
 
+@pytest.mark.parametrize(
+    ("said", "packages"),
+    [
+        ('Could NOT find Vulkan (missing: glslc) (found version "1.3.239")', ["glslc"]),
+        ("Could NOT find Vulkan (missing: Vulkan_INCLUDE_DIR)", ["libvulkan-dev"]),
+        ('Could not find a package configuration file provided by "SPIRV-Headers"', ["spirv-headers"]),
+        ("/usr/bin/python3 has no\n  OpenVINO: `/usr/bin/python3 -m pip install", ["edge-embed[openvino]"]),
+        ("Could NOT find OpenCL (missing: OpenCL_INCLUDE_DIR)", ["opencl-headers", "ocl-icd-opencl-dev"]),
+        ("fatal error: CL/cl2.hpp: No such file or directory", ["opencl-clhpp-headers"]),
+        ("/bin/sh: 1: aarch64-linux-gnu-g++: not found", ["g++-aarch64-linux-gnu"]),
+    ],
+)
+def test_what_cmake_misses_is_named_as_packages(tmp_path: Path, said: str, packages: list[str]) -> None:
+    log = tmp_path / "log"
+    log.write_text(f"-- Including CPU backend\nCMake Error at CMakeLists.txt:9 (find_package):\n  {said}\n")
+    hint = build.failure(log, 1).rpartition("Hint: ")[2]
+    assert [name for name in packages if name not in hint] == []
+
+
 def test_a_missing_compiler_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before anything is downloaded."""
     monkeypatch.setenv("CXX", "no-such-compiler")
