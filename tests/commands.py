@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,13 @@ COMMAND: Final = [sys.executable, "-m", "edge_embed.cli"]
 INTERRUPTIBLE: Final = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from edge_embed.cli import main; main()"
 )
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def run(

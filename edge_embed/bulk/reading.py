@@ -56,7 +56,8 @@ def lance_store(folder: str, options: Mapping[str, str]) -> Any:
     """The Lance tables of a folder or store, with LanceDB's options for it."""
     with storage.packages():
         import lancedb
-    return lancedb.connect(folder.partition("?")[0], storage_options=dict(options) or None)
+    place, found = storage.lance_place(folder, options)
+    return lancedb.connect(place, storage_options=found or None)
 
 
 def lance_table(path: str, options: Mapping[str, str]) -> Any:

@@ -10,15 +10,18 @@ import contextlib
 import functools
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 from edge_embed.errors import InputFileError, InvalidOptionError, OutputFileError
 
 _HIDDEN: Final = ("_", ".")  # names that readers of folders of tables leave out
 _UNFINISHED: Final = "_unfinished-"
+_SECOND: Final = 10**9
+# What pyarrow asks for the address of a store that speaks S3, in this order, where the URI names none.
+_ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
 @contextlib.contextmanager
@@ -64,8 +67,36 @@ def filesystem(text: str) -> tuple[Any, str]:
     return system, path.rstrip("/")
 
 
+def lance_place(text: str, options: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """A folder as LanceDB takes it, and its options: what a URI says to pyarrow, said to LanceDB.
+
+    Credentials and regions of the environment both read themselves.
+
+    Args:
+        text: path or URI.
+        options: LanceDB's own, which win.
+    """
+    if not text.startswith("s3://"):
+        return text.partition("?")[0] if is_uri(text) else text, dict(options)
+    parts = urlsplit(text)
+    query = dict(parse_qsl(parts.query))
+    endpoint = query.get("endpoint_override") or next(filter(None, map(os.environ.get, _ENDPOINTS)), "")
+    if endpoint and "://" not in endpoint:
+        endpoint = f"{query.get('scheme', 'https')}://{endpoint}"
+    found = {
+        "aws_access_key_id": unquote(parts.username or ""),
+        "aws_secret_access_key": unquote(parts.password or ""),
+        "aws_region": query.get("region", ""),
+        "aws_endpoint": endpoint,
+        "allow_http": "true" if endpoint.startswith("http://") else "",
+    }
+    return shown(text), {**{name: value for name, value in found.items() if value}, **options}
+
+
 def files_below(text: str) -> list[tuple[str, int, int]]:
     """The files of a folder with all below, or the file itself: path or URI, bytes, time of change in ns; by name.
+
+    Times of a store are whole seconds: some say more in a listing than of the single file.
 
     Raises:
         InputFileError: there is nothing, or it cannot be read.
@@ -83,7 +114,8 @@ def files_below(text: str) -> list[tuple[str, int, int]]:
         for one in found
         if one.is_file and not any(part.startswith(_HIDDEN) for part in one.path[len(path) :].split("/"))
     ]
-    return sorted((_beside(text, path, one.path), one.size, one.mtime_ns or 0) for one in wanted)
+    unit = _SECOND if is_uri(text) else 1
+    return sorted((_beside(text, path, one.path), one.size, (one.mtime_ns or 0) // unit * unit) for one in wanted)
 
 
 def _beside(text: str, root: str, path: str) -> str:
@@ -91,7 +123,8 @@ def _beside(text: str, root: str, path: str) -> str:
     if not is_uri(text):
         return path
     parts = urlsplit(text)
-    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + path[len(root) :], parts.query, ""))
+    below = quote(path[len(root) :], safe="/")
+    return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") + below, parts.query, ""))
 
 
 def join(folder: str, name: str) -> str:

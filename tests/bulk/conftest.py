@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,15 @@ import lancedb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import Result
 
 from edge_embed import types
 from edge_embed.testing import FakeEngine, fake_embedder
+from tests.bulk.stores import Server, Store
+from tests.commands import run
 
 N_ROWS = 500
+FORMATS = ("parquet", "jsonl", "lance")
 Made = Callable[..., Path]
 
 
@@ -59,6 +63,21 @@ def read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def embed(*arguments: str | Path, engine: str = "local") -> Result:
+    """The command, in this process, in blocks of 64 rows."""
+    return run("embed", "--engine", engine, "--column", "body", "--block-rows", "64", *arguments)
+
+
+def good(result: Result) -> Result:
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def expected(**options: Any) -> Any:
+    """The vectors of ``rows()``."""
+    return fake_embedder().embed([row["body"] for row in rows()], **options).vectors
+
+
 class Stopping(FakeEngine):
     """Counts batches, and fails once it was given so many."""
 
@@ -93,3 +112,21 @@ def engine(monkeypatch: pytest.MonkeyPatch, model: Path) -> Stopping:
     monkeypatch.setattr("edge_embed.embedder.Embedder", opened)
     monkeypatch.setattr("edge_embed.catalogue.resolve", lambda *_: model)
     return engine
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def store(server: Server, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A new bucket, and the environment that names where it is and with which keys, as other programs read it, too."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.endpoint, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "a+secret/of=its",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return server.bucket()

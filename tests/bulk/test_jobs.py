@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import Result
 
 from edge_embed.bulk import manifest
 from edge_embed.cli.app import INTERRUPTED
@@ -23,24 +22,8 @@ from edge_embed.errors import (
     ResumeError,
     exit_code,
 )
-from edge_embed.testing import fake_embedder
-from tests.bulk.conftest import N_ROWS, Stopping, read, rows, write
+from tests.bulk.conftest import FORMATS, N_ROWS, Stopping, embed, expected, good, read, rows, write
 from tests.commands import run
-
-FORMATS = ("parquet", "jsonl", "lance")
-
-
-def embed(*arguments: str | Path, engine: str = "local") -> Result:
-    return run("embed", "--engine", engine, "--column", "body", "--block-rows", "64", *arguments)
-
-
-def good(result: Result) -> Result:
-    assert result.exit_code == 0, result.output
-    return result
-
-
-def expected(**options: Any) -> Any:
-    return fake_embedder().embed([row["body"] for row in rows()], **options).vectors
 
 
 def output(folder: Path, kind: str) -> Path:
