@@ -145,8 +145,19 @@ test-ray: ## bulk jobs and replicas on the real Ray, likewise (0.6 GB)
 test-chroma test-mteb test-ray: test-%: .cache/plugs/%/.stamp
 	.cache/plugs/$*/bin/python -m pytest tests/bulk tests/integrations tests/test_readme.py -m $*
 
-# What these tests need beside the library itself: replicas of the server, and a store that speaks S3.
-WITH_ray := 'ray[serve]' 'moto[server]>=5'
+# What these tests need beside the library itself: replicas of the server.
+WITH_ray := 'ray[serve]'
+
+# Debian's packages, unpacked and not installed: nothing is started, and nobody has to be root. Elsewhere the programs are
+# found on the path, or by EDGE_EMBED_NGINX and EDGE_EMBED_CADDY.
+.PHONY: test-proxies
+test-proxies: $(TEST) ## examples of proxies with the real nginx and Caddy, which it fetches on Debian
+	@for name in nginx caddy; do \
+	    if command -v "$$name" >/dev/null || [ -d ".cache/proxies/$$name" ] || ! command -v dpkg >/dev/null; then continue; fi; \
+	    mkdir -p .cache/proxies/new && cd .cache/proxies/new && apt-get download -q "$$name" && dpkg -x "$$name"_*.deb . && \
+	        cd ../../.. && mv .cache/proxies/new ".cache/proxies/$$name"; \
+	done
+	$(PY) -m pytest tests/test_proxies.py -m proxies
 
 .cache/plugs/%/.stamp: $(TEST)
 	rm -rf .cache/plugs/$* && $(PY) -m venv .cache/plugs/$*
