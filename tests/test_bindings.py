@@ -153,3 +153,11 @@ def test_the_librarys_complaint_is_kept_for_our_messages_and_told_once(capfd: py
     assert ("", "") == capfd.readouterr()
     assert "" != bindings.last_complaint()
     assert "" == bindings.last_complaint()
+
+
+def test_a_complaint_of_many_lines_is_one() -> None:
+    """OpenVINO's have several, and stand in the midst of our sentences."""
+    bindings.load()
+    bindings.last_complaint()
+    bindings._complaints.append((4, "Check 'x' failed at y.cpp:1:\nWhile validating node z:\nAxis 2 out of range."))
+    assert bindings.last_complaint() == "Check 'x' failed at y.cpp:1: While validating node z: Axis 2 out of range"

@@ -342,9 +342,10 @@ def heard() -> Iterator[list[str]]:
 def last_complaint() -> str:
     """The library's first error since the previous call, else its last warning, or an empty string.
 
-    The first error is the cause; those behind it only say that loading has failed.
+    The first error is the cause; those behind it only say that loading has failed. It is one line, however many the
+    library made of it, without a full stop.
     """
     with _lock:
         texts = [text for level, text in _complaints if level == 4] or [text for _, text in _complaints][-1:]  # ERROR
         _complaints.clear()
-    return texts[0] if texts else ""
+    return " ".join(texts[0].split()).rstrip(".") if texts else ""

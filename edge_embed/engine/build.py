@@ -332,7 +332,7 @@ def run(command: list[str], environment: dict[str, str], log: Path, progress: Pr
         assert output is not None
 
         def follow() -> None:
-            with output:
+            with output, contextlib.suppress(ValueError):  # stopped: the log is closed
                 for line in output:
                     file.write(line)
                     progress.read(line)
