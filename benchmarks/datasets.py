@@ -33,10 +33,18 @@ def beir(folder: Path) -> tuple[dict[str, str], dict[str, str], dict[str, dict[s
     return documents, {query: queries[query] for query in qrels}, dict(qrels)
 
 
+def translations(data: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Tatoeba: by language, sentences and their English translations."""
+    found = {}
+    for file in sorted((data / "tatoeba").glob("*-eng.tsv")):
+        rows = [line.split("\t") for line in file.read_text("utf-8").splitlines()[1:]]
+        found[file.name.partition("-")[0]] = [row[0] for row in rows], [row[1] for row in rows]
+    return found
+
+
 def tatoeba(data: Path) -> list[str]:
     """Sentences in five languages and their English translations."""
-    files = sorted((data / "tatoeba").glob("*.tsv"))
-    return [side for file in files for line in file.read_text("utf-8").splitlines()[1:] for side in line.split("\t")]
+    return [side for pairs in translations(data).values() for pair in zip(*pairs, strict=True) for side in pair]
 
 
 def mbpp(data: Path) -> list[str]:
