@@ -87,13 +87,11 @@ class Loaded:
     Attributes:
         n_tokens: tokens of each text of each part, in order.
         shares_prefixes: whether texts that begin alike share their beginning.
-        device: where it computes.
         seconds: what loading took.
     """
 
     n_tokens: Mapping[str, tuple[int, ...]]
     shares_prefixes: bool
-    device: str
     seconds: float
 
 
@@ -104,10 +102,13 @@ class Trial:
         info: the model.
         settings: the candidate's.
         work: what is timed.
+
+    Attributes:
+        device: where it computes; empty until it was loaded.
     """
 
     def __init__(self, info: ModelInfo, settings: Settings, work: Work) -> None:
-        self.settings = settings
+        self.settings, self.device = settings, ""
         self._info, self._work = info, work
         self._numbers: dict[str, int] | None = None
         self._child: Child | None = None
@@ -135,7 +136,8 @@ class Trial:
             timeout_of(self._info),
         )
         n_tokens = {name: tuple(counts) for name, counts in answer["n_tokens"].items()}
-        return Loaded(n_tokens, answer["shares_prefixes"], answer["device"], time.perf_counter() - start)
+        self.device = str(answer["device"])
+        return Loaded(n_tokens, answer["shares_prefixes"], time.perf_counter() - start)
 
     def limit(self, numbers: Mapping[str, int]) -> None:
         """Compute only the first so many texts of each part from now on, of those that it was made with."""

@@ -150,8 +150,14 @@ def tune(
     try:
         numbers, n_tokens, judge = _prepare(info, reference, budget)
         limited = planned.work.first(numbers)
-        search = Search(lambda settings: Trial(info, settings, limited), judge, deadline, say)
-        found = search.run(reference, _worth_trying(planned.coordinates, n_tokens))
+        tried = {reference.settings: reference}
+
+        def start(settings: Settings) -> Trial:
+            return tried.setdefault(settings, Trial(info, settings, limited))
+
+        search = Search(start, judge, deadline, say)
+        coordinates = _worth_trying(planned.coordinates, n_tokens, lambda settings: tried[settings].device)
+        found = search.run(reference, coordinates)
     except CandidateFailedError as failure:
         raise EngineUnavailableError(
             f"the untuned settings could not be measured: {failure}",
@@ -192,15 +198,19 @@ def _prepare(info: ModelInfo, reference: Trial, budget: float) -> tuple[dict[str
     return numbers, dict(judge.n_tokens), judge
 
 
-def _worth_trying(coordinates: Sequence[Coordinate], n_tokens: Mapping[str, int]) -> list[Coordinate]:
-    """Without batches that the texts do not fill."""
+def _worth_trying(
+    coordinates: Sequence[Coordinate], n_tokens: Mapping[str, int], device_of: Callable[[Settings], str]
+) -> list[Coordinate]:
+    """Without batches that the texts do not fill, and without the CPU where an engine takes it by itself."""
     most = max(n_tokens.values())
-    return [
-        replace(coordinate, values=tuple(value for value in coordinate.values if value <= most))
-        if coordinate.name in ("n_batch", "n_ubatch")
-        else coordinate
-        for coordinate in coordinates
-    ]
+    kept = []
+    for coordinate in coordinates:
+        if coordinate.name in ("n_batch", "n_ubatch"):
+            coordinate = replace(coordinate, values=tuple(value for value in coordinate.values if value <= most))
+        elif coordinate.name == "device" and {*coordinate.values} <= {"", placement.CPU}:
+            coordinate = replace(coordinate, applies=lambda best: device_of(best) != placement.CPU)
+        kept.append(coordinate)
+    return kept
 
 
 def _devices(names: Sequence[str], *, elsewhere: bool) -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ from edge_embed.engine.trial import Call, Work
 from edge_embed.errors import InvalidOptionError
 from edge_embed.types import ModelInfo
 from tests.engines import install
+from tests.tuning.choices import REFERENCE
 
 
 def names(planned: tuner.Plan) -> list[str]:
@@ -97,8 +98,23 @@ def test_no_texts_are_refused(info: ModelInfo) -> None:
 def test_batches_that_the_texts_do_not_fill_are_left_out() -> None:
     threads = Coordinate("n_threads", (1, 2, 4, 8), ordered=True)
     whole = [Coordinate("n_batch", (128, 512, 1024), ordered=True), threads]
-    left = tuner._worth_trying(whole, {"queries": 40, "documents": 600})
+    left = tuner._worth_trying(whole, {"queries": 40, "documents": 600}, lambda _: "cpu")
     assert [(128, 512), threads.values] == [coordinate.values for coordinate in left]
+
+
+@pytest.mark.parametrize(
+    ("values", "device", "tried"),
+    [
+        (("", "cpu"), "cpu", False),
+        (("", "cpu"), "cuda:0", True),
+        (("", "cpu", "vulkan:1"), "cpu", True),
+        (("cpu", "cuda:0"), "cpu", True),
+    ],
+)
+def test_the_cpu_is_not_compared_with_itself(values: tuple[str, ...], device: str, tried: bool) -> None:
+    """Another engine's devices are known once it has run."""
+    (left,) = tuner._worth_trying([Coordinate("device", values)], {"documents": 600}, lambda _: device)
+    assert left.applies(REFERENCE) == tried
 
 
 def test_built_in_documents_begin_differently_and_vary_in_length() -> None:
