@@ -32,7 +32,8 @@ Examples:
     type=float,
     default=1.0,
     show_default=True,
-    help="The least score of a pair: 1.05 to 1.2 leaves out most that are wrong, and some that are right.",
+    help="The least score of a pair: 1.05 to 1.2 leaves out most that are wrong, and, depending on the model, few or "
+    "most that are right.",
 )
 @click.option(
     "--neighbours", type=AT_LEAST_1, default=4, show_default=True, help="Texts that a pair's cosine is compared with."
