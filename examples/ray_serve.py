@@ -10,15 +10,18 @@ with, and starts another one where it is lost. Requests go to the replica with t
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
-from ray import serve
+from ray import cloudpickle, serve
 
 MODEL = os.environ.get("EDGE_EMBED_MODEL", "all-minilm-l6-v2")
 REPLICAS = int(os.environ.get("EDGE_EMBED_REPLICAS", "2"))
 THREADS = int(os.environ.get("EDGE_EMBED_THREADS", "1"))
 # One request at a time would leave the model's batches empty: many clients' texts are computed together.
 REQUESTS = 64
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # other machines do not have this file
 
 
 def server(model: str = MODEL, threads: int = THREADS) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from edge_embed.errors import ClusterError, EdgeEmbedError, EngineMemoryError, I
 # Beside the model: Python with pyarrow and Ray's own, and a block with its vectors: an estimate.
 BESIDE_MODEL: Final = 400 << 20
 RETRIES: Final = 5  # of a block whose worker was lost: more, and it is the block that ends workers
+_REACH: Final = 20.0  # seconds that a cluster may take to be connected to
 _STORE: Final = 128 << 20  # Ray's object store, which holds numbers of blocks; Ray wants 75 MiB at least
 
 
@@ -223,6 +225,7 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         return
     found = address or os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent home unasked
+    _reachable(found)
     own = {"num_cpus": default_threads(), "object_store_memory": _STORE, "include_dashboard": False}
     try:
         with _quiet():
@@ -236,6 +239,19 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _reachable(address: str | None) -> None:
+    """Refuse an address where nothing listens, for which Ray would wait for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdecimal()):  # auto, local, or none
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"the cluster at {address} cannot be used: {error}", hint="`ray status --address ...` says more"
+        ) from error
 
 
 @contextlib.contextmanager
