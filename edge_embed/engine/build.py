@@ -285,32 +285,38 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
-def build(python: str, folder: Path) -> Path:
-    """Build the wheel with ``python``'s pip and move it into ``folder`` in one step; nothing is left on failure."""
-    work = folder.with_name(folder.name + ".tmp")
-    log = folder.with_name(folder.name + ".log")
+@contextlib.contextmanager
+def workplace(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """A folder with a ``tmp`` in it, which is gone at the end, and the path of a log, which a failure leaves."""
+    work, log = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".log")
     shutil.rmtree(work, ignore_errors=True)  # of a build that was killed; the lock says nobody uses it
     (work / "tmp").mkdir(parents=True)
-    (work / "wheel").mkdir()
+    try:
+        yield work, log
+        log.unlink(missing_ok=True)
+    except KeyboardInterrupt:
+        log.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def build(python: str, folder: Path) -> Path:
+    """Build the wheel with ``python``'s pip and move it into ``folder`` in one step; nothing is left on failure."""
     command = [python, "-m", "pip", "wheel", "-v", "--disable-pip-version-check", "--no-deps", "--no-cache-dir"]
     command += ["--no-binary", "llama-cpp-python", f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
-    command += ["--wheel-dir", str(work / "wheel")]
-    environment = {**os.environ, "CMAKE_ARGS": quoted_cmake_args(), "TMPDIR": str(work / "tmp")}
     progress = Progress(f"Building llama-cpp-python {LLAMA_CPP_PYTHON}")
-    try:
+    with workplace(folder) as (work, log):
+        command += ["--wheel-dir", str(work / "wheel")]
+        environment = {**os.environ, "CMAKE_ARGS": quoted_cmake_args(), "TMPDIR": str(work / "tmp")}
+        (work / "wheel").mkdir()
         code = run(command, environment, log, progress)
         wheel = find_wheel(work / "wheel")
         if code != 0 or wheel is None:
             raise BuildError(failure(log, code))
         shutil.rmtree(folder, ignore_errors=True)
         (work / "wheel").replace(folder)
-        log.unlink(missing_ok=True)
-        print(f"Built in {_clock(time.monotonic() - progress.started)}.", flush=True)
-    except KeyboardInterrupt:
-        log.unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    print(f"Built in {_clock(time.monotonic() - progress.started)}.", flush=True)
     return folder / wheel.name
 
 
@@ -420,24 +426,16 @@ def fetch_sources(python: str) -> Path:
 
 
 def _download_sources(python: str, folder: Path) -> None:
-    work, log = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".log")
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "tmp").mkdir(parents=True)
     command = [python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-cache-dir"]
-    command += ["--no-binary", ":all:", "--dest", str(work), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
-    try:
-        code = run(command, {**os.environ, "TMPDIR": str(work / "tmp")}, log, Progress("Fetching llama.cpp's sources"))
+    command += ["--no-binary", ":all:", f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+    with workplace(folder) as (work, log):
+        environment = {**os.environ, "TMPDIR": str(work / "tmp")}
+        code = run([*command, "--dest", str(work)], environment, log, Progress("Fetching llama.cpp's sources"))
         archive = next(iter(work.glob("*.tar.gz")), None)
         if code != 0 or archive is None:
             raise BuildError(failure(log, code))
         unpack_sources(archive, work / "new")
         (work / "new").replace(folder)
-        log.unlink(missing_ok=True)
-    except KeyboardInterrupt:
-        log.unlink(missing_ok=True)
-        raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def unpack_sources(archive: Path, folder: Path) -> None:
