@@ -9,8 +9,8 @@ the wheels that edge-embed needs. Everything in the child is arm64 code: Python,
 
 Needs on this machine ``qemu-aarch64-static`` (Debian's qemu-user-static) and apt. all-MiniLM-L6-v2 is converted to each
 type, and the vectors of the golden texts are compared. The exit code is 1 where a cosine is below its limit.
-``--cpu`` is qemu's name of a processor: a Cortex-A72 has no dot products, and a build that uses them (``rpi5``) ends there
-by an illegal instruction, which the table says; ``cpu-arm64`` has variants, and the line below a table which was loaded.
+``--cpu`` is qemu's name of a processor: a Cortex-A72 has no dot products, and a build that uses them (``rpi5``) ends
+there by an illegal instruction, which the table says. ``cpu-arm64`` has variants; the line below says which was loaded.
 """
 
 from __future__ import annotations
