@@ -38,7 +38,7 @@ if(GGML_OPENVINO AND NOT OpenVINO_DIR)
         OUTPUT_VARIABLE edge_embed_openvino OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)
     if(NOT edge_embed_openvino)
         message(FATAL_ERROR "${EDGE_EMBED_PYTHON} has no OpenVINO: `${EDGE_EMBED_PYTHON} -m pip install --no-deps openvino` "
-            "(what it depends on is NumPy and a telemetry package, which is not needed)")
+            "(what it depends on is a telemetry package, and is not needed)")
     endif()
     file(TO_CMAKE_PATH "${edge_embed_openvino}/cmake" edge_embed_openvino)
     set(OpenVINO_DIR "${edge_embed_openvino}" CACHE PATH "the folder of OpenVINOConfig.cmake")
