@@ -140,7 +140,7 @@ parity: $(PARITY) ## compare with the original models, run by torch
 # Libraries that are tested apart, because they are large: above the environment of the tests, each in its own.
 .PHONY: test-chroma test-mteb test-ray
 test-chroma: ## the plug for Chroma with the real library, in an environment of its own (0.3 GB)
-test-mteb: ## the plug for mteb, likewise (with torch)
+test-mteb: ## the plug for mteb, likewise (6 GB, as torch brings CUDA along)
 test-ray: ## bulk jobs and replicas on the real Ray, likewise (0.6 GB)
 test-chroma test-mteb test-ray: test-%: .cache/plugs/%/.stamp
 	.cache/plugs/$*/bin/python -m pytest tests/bulk tests/integrations tests/test_readme.py -m $*
