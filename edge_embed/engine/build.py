@@ -427,10 +427,9 @@ def fetch_sources(python: str) -> Path:
 
 def _download_sources(python: str, folder: Path) -> None:
     command = [python, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--no-cache-dir"]
-    command += ["--no-binary", ":all:", f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
     with workplace(folder) as (work, log):
-        environment = {**os.environ, "TMPDIR": str(work / "tmp")}
-        code = run([*command, "--dest", str(work)], environment, log, Progress("Fetching llama.cpp's sources"))
+        command += ["--no-binary", ":all:", "--dest", str(work), f"llama-cpp-python=={LLAMA_CPP_PYTHON}"]
+        code = run(command, {**os.environ, "TMPDIR": str(work / "tmp")}, log, Progress("Fetching llama.cpp's sources"))
         archive = next(iter(work.glob("*.tar.gz")), None)
         if code != 0 or archive is None:
             raise BuildError(failure(log, code))
