@@ -145,6 +145,20 @@ def test_files_that_are_no_libraries_do_not_load() -> None:
     assert "packaged" == builds.choice().name
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of libraries are Linux's")
+def test_cuda_without_a_driver_is_no_matter_of_building_again(tmp_path: Path) -> None:
+    driver, folder = tmp_path / "libcuda.so.99", made(tmp_path / "made", preset="cuda")
+    linked = ["cc", "-shared", "-x", "c", "/dev/null", "-o"]
+    subprocess.run([*linked, driver, f"-Wl,-soname,{driver.name}"], check=True)
+    for name in ("libllama.so.0", "libggml.so"):
+        subprocess.run([*linked, folder / name, "-x", "none", "-Wl,--no-as-needed", driver], check=True)
+    builder.add(folder, name="mine")
+    driver.unlink()
+    with pytest.raises(EngineUnavailableError, match=r"libcuda\.so\.99: cannot open") as caught:
+        builder.use("mine")
+    assert "NVIDIA's driver" in caught.value.hint
+
+
 def test_an_unknown_build_is_refused_with_those_there_are() -> None:
     install("mine")
     for command in ("use", "remove"):

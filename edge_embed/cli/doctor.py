@@ -191,7 +191,7 @@ def _devices(device: str | None, gpu_offload: bool) -> tuple[str, Check]:
     here = placement.here()
     asked = placement.wanted(device, None, here)
     if not here:
-        known = "the library finds no GPU" if gpu_offload else "the library was built without GPU support"
+        known = "the library finds no GPU" + ("" if gpu_offload else ", or was built without support for one")
     else:
         known = "; ".join(
             f"{gpu.device}: {gpu.description}, {size(gpu.free)} of {size(gpu.total)} free"

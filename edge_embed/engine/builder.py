@@ -139,10 +139,10 @@ def attempt(found: Build) -> str:
         except (ChildDiedError, ChildSilentError) as error:
             problem = f"a child process that loaded it: {error}"
     if problem:
-        raise EngineUnavailableError(
-            f"the engine {found.name!r} cannot be used: {problem}",
-            hint=f"build it again: edge-embed engine build {found.preset}" if found.preset else "",
-        )
+        hint = f"build it again: edge-embed engine build {found.preset}" if found.preset else ""
+        if "libcuda.so" in problem:
+            hint = "NVIDIA's driver is not installed here: nvidia-smi would show it"
+        raise EngineUnavailableError(f"the engine {found.name!r} cannot be used: {problem}", hint=hint)
     return str(said)
 
 
