@@ -96,6 +96,15 @@ def opened(engines: list[LlamaEngine], info: ModelInfo, device: str | None = Non
     return engines[-1]
 
 
+@pytest.fixture
+def failing(card: Card, info: ModelInfo, engines: list[LlamaEngine]) -> LlamaEngine:
+    """An engine whose card fails from now on."""
+    card.fails_in("llama_decode", FAILED)
+    engine = opened(engines, info)
+    card.broken = True
+    return engine
+
+
 @pytest.mark.parametrize("device", [None, "auto", "cuda:0,cpu"])
 def test_the_cpu_takes_over_and_says_so_once(
     info: ModelInfo, expected: Any, card: Card, engines: list[LlamaEngine], device: str | None
@@ -173,17 +182,14 @@ def test_another_context_that_cannot_be_made_is_made_on_the_cpu(
 
 
 def test_where_the_cpu_has_no_room_either_the_device_stays(
-    card: Card, info: ModelInfo, engines: list[LlamaEngine], monkeypatch: pytest.MonkeyPatch
+    card: Card, failing: LlamaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card.fails_in("llama_decode", FAILED)
-    engine = opened(engines, info)
-    card.broken = True
     monkeypatch.setattr(devices, "memory", lambda: Memory(32 * GB, 1000))
     with pytest.raises(ComputeError, match="the device is lost"):
-        engine.decode(batch(7, 3))
-    assert (engine.device, card.loads) == ("cuda:0", [-1])
+        failing.decode(batch(7, 3))
+    assert (failing.device, card.loads) == ("cuda:0", [-1])
     card.broken = False
-    assert np.isfinite(engine.decode(batch(7, 3))).all()
+    assert np.isfinite(failing.decode(batch(7, 3))).all()
 
 
 def test_what_the_planner_refuses_is_no_fault_of_the_device(
@@ -197,16 +203,13 @@ def test_what_the_planner_refuses_is_no_fault_of_the_device(
 
 
 def test_an_engine_that_cannot_be_loaded_again_is_closed(
-    card: Card, info: ModelInfo, engines: list[LlamaEngine], monkeypatch: pytest.MonkeyPatch
+    card: Card, failing: LlamaEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    card.fails_in("llama_decode", FAILED)
-    engine = opened(engines, info)
-    card.broken = True
     monkeypatch.setattr(card.c, "llama_model_load_from_file", lambda *_: None)
     with pytest.raises(ModelFileError, match="the device is lost"):
-        engine.decode(batch(7, 3))
-    assert engine.closed
-    for call in (lambda: engine.decode(batch(7, 3)), lambda: engine.tokenize("a text")):
+        failing.decode(batch(7, 3))
+    assert failing.closed
+    for call in (lambda: failing.decode(batch(7, 3)), lambda: failing.tokenize("a text")):
         with pytest.raises(EngineClosedError):
             call()
 

@@ -329,7 +329,6 @@ def run(command: list[str], environment: dict[str, str], log: Path, progress: Pr
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             encoding="utf-8",
             errors="replace",
             start_new_session=True,
@@ -396,8 +395,7 @@ def install(python: str, wheel: Path) -> None:
     """Install the wheel into ``python``'s environment, unless this very wheel is there."""
     ask = (
         "import importlib.metadata as m\n"
-        "try: print(m.distribution('llama-cpp-python').read_text('direct_url.json') or '')\n"
-        "except m.PackageNotFoundError: pass"
+        "print(next((d.read_text('direct_url.json') or '' for d in m.distributions(name='llama-cpp-python')), ''))"
     )
     # -I: nothing that lies in the working directory is taken for an installed package
     answer = subprocess.run([python, "-I", "-c", ask], capture_output=True, text=True, check=False).stdout.strip()
