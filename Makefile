@@ -53,28 +53,32 @@ demo: $(RUNTIME) ## set up, then compare five sentences with the bundled model
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: test
-test: $(TEST) browser ## set up, then run every test
+test: $(TEST) programs ## set up, then run every test
 	$(PY) -m pytest tests $(PARALLEL)
 
-# The page's test drives the machine's own Chromium, or the program that EDGE_EMBED_BROWSER names. Where there is none, it
-# is installed if that can be done without asking for a password; otherwise that test fails and says what it needs.
+# The page's tests drive the machine's own Chromium, or the program that EDGE_EMBED_BROWSER names; the README's commands are run
+# with curl. What is missing is installed if that can be done without asking for a password; otherwise the tests fail and
+# say what they need.
 BROWSERS := chromium chromium-browser google-chrome google-chrome-stable
 
-.PHONY: browser
-browser: ## Chromium for the page's test, where it is missing: as root on Debian, with apt
-	@if [ -n "$${EDGE_EMBED_BROWSER:-}" ]; then exit 0; fi; \
-	for name in $(BROWSERS); do if command -v "$$name" >/dev/null; then exit 0; fi; done; \
+.PHONY: programs
+programs: ## Chromium and curl for the tests, where they are missing: as root on Debian, with apt
+	@missing=""; command -v curl >/dev/null || missing="curl ca-certificates"; \
+	browser="$${EDGE_EMBED_BROWSER:-}"; \
+	for name in $(BROWSERS); do if command -v "$$name" >/dev/null; then browser="$$name"; fi; done; \
+	if [ -z "$$browser" ]; then missing="$$missing chromium fonts-inter"; fi; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	    echo "Installing Debian's chromium, and Inter for its pictures, for the page's test"; \
+	    echo "Installing Debian's $$missing, for the tests"; \
 	    { apt-get update -q && DEBIAN_FRONTEND=noninteractive \
-	        apt-get install -q -y --no-install-recommends chromium fonts-inter; } \
-	        || echo "apt could not: see above; the page's test will fail" >&2; \
+	        apt-get install -q -y --no-install-recommends $$missing; } \
+	        || echo "apt could not: see above; the tests that need them will fail" >&2; \
 	else \
-	    echo "No Chromium here: install one (apt install chromium), or set EDGE_EMBED_BROWSER; the page's test needs it" >&2; \
+	    echo "Missing here: $$missing (apt install $$missing, or set EDGE_EMBED_BROWSER); some tests need them" >&2; \
 	fi
 
 .PHONY: screenshot
-screenshot: $(TEST) browser ## take the README's picture of the page again
+screenshot: $(TEST) programs ## take the README's picture of the page again
 	EDGE_EMBED_SCREENSHOT=docs/page.png $(PY) -m pytest tests/page/test_screenshot.py::test_screenshot
 
 .PHONY: check

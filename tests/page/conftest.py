@@ -1,6 +1,6 @@
 """Servers that have a page, and a browser to look at it: one of each for all of these tests.
 
-The browser is the machine's own; ``make browser`` installs it on Debian. A machine without one fails these tests.
+The browser is the machine's own; ``make programs`` installs it on Debian. A machine without one fails these tests.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def browser() -> Iterator[Browser]:
     found = next(filter(None, map(shutil.which, [named] if named else BROWSERS)), None)
     if found is None:
         pytest.fail(
-            "the page's tests need Chromium: `apt install chromium` (`make browser` does it), or set "
+            "the page's tests need Chromium: `apt install chromium` (`make programs` does it), or set "
             "EDGE_EMBED_BROWSER to the program of a Chromium or Chrome"
         )
     with sync_playwright() as playwright:
