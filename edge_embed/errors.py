@@ -51,7 +51,7 @@
         ├── WrongMethodError       a path that is answered for other methods
         ├── BodyEncodingError      a body that is compressed
         ├── WrongModelKindError    an embedding asked of a reranker, or scores of an embedding model
-        ├── QueueFullError         more is waiting than the server keeps
+        ├── QueueFullError         more is waiting than the server keeps, or for too long
         ├── NotReadyError          the server is starting, or ending
         └── ServerSettingsError    a setting that the server cannot start with
 
@@ -315,7 +315,7 @@ class WrongModelKindError(ServerError):
 
 
 class QueueFullError(ServerError):
-    """More is waiting than the server keeps.
+    """More is waiting than the server keeps, or something has waited for too long.
 
     Attributes:
         retry_after: seconds after which there will be room, as far as can be said now.

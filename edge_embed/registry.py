@@ -157,7 +157,8 @@ class Registry:
         memory_of: bytes that a model takes.
         memory_limit: bytes that all loaded models may take together; None for no limit but the machine's.
         keep_alive: seconds that a model stays in memory after its last use; ``FOREVER`` for always.
-        patience: seconds that a model waits for those in use to make room.
+        patience: seconds that a model waits for those in use to make room; on a busy machine, whoever waits in their
+            queues takes more than half a minute to be answered.
 
     Raises:
         InvalidOptionError: a name twice, no model, or a ``keep_alive`` below 0.

@@ -239,8 +239,10 @@ def serve(
     """Serve models over HTTP, for the clients of OpenAI, Ollama, TEI, LM Studio, Cohere and Jina.
 
     MODEL is a GGUF file or a name of `edge-embed list`, perhaps as NAME=MODEL; all that are on this machine by
-    default. The first embedding model, and the first reranker, answer requests that name none. A request's model may
-    be NAME:query or NAME:document for the model's prompts. `http://HOST:PORT/docs` describes the routes.
+    default. The first embedding model, and the first reranker, answer requests that name none. The first model is
+    loaded at the start, which ends where the machine has no room for it; the others when they are asked for. A
+    request's model may be NAME:query or NAME:document for the model's prompts. `http://HOST:PORT/docs` describes the
+    routes.
     """
     try:
         from edge_embed.server.running import run

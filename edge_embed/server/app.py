@@ -56,7 +56,8 @@ def create_app(
         settings: limits and manners; its host and port are the caller's business.
         metrics: counters that the registry's models report to.
         log: where requests are written to; nowhere by default.
-        warm_up: of each of these kinds the first model is loaded, and has answered, before requests are taken.
+        warm_up: of each of these kinds the first model is loaded, and has answered, before requests are taken; where
+            the machine has no room for one, none ever are, and the gate's ``failure`` says why.
         token_table: what the token ids of requests stand for; None for the model's own.
         search: the database that ``/v1/search`` answers from; without one there is no such route.
     """
