@@ -86,7 +86,7 @@ class Placement:
 
     @property
     def may_fall_back(self) -> bool:
-        """Whether the CPU may take over what GPUs cannot load."""
+        """Whether the CPU may take over what GPUs cannot load or compute."""
         return bool(self.gpus) and self.wanted.falls_back
 
 
