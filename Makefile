@@ -158,7 +158,7 @@ WITH_ray := 'ray[serve]'
 test-proxies: $(TEST) ## examples of proxies with the real nginx and Caddy, which it fetches on Debian
 	@for name in nginx caddy; do \
 	    if command -v "$$name" >/dev/null || [ -d ".cache/proxies/$$name" ] || ! command -v dpkg >/dev/null; then continue; fi; \
-	    mkdir -p .cache/proxies/new && cd .cache/proxies/new && apt-get download -q "$$name" && dpkg -x "$$name"_*.deb . && \
+	    rm -rf .cache/proxies/new && mkdir -p .cache/proxies/new && cd .cache/proxies/new && apt-get download -q "$$name" && dpkg -x "$$name"_*.deb . && \
 	        cd ../../.. && mv .cache/proxies/new ".cache/proxies/$$name"; \
 	done
 	$(PY) -m pytest tests/test_proxies.py -m proxies

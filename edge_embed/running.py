@@ -89,7 +89,7 @@ def open_model(header: GgufHeader, info: ModelInfo, options: EngineOptions) -> t
     asked = placement.wanted(arguments.get("device"), arguments.get("gpu_layers"), placement.here())
     found = probe(info, library, device=asked.device, low_memory=arguments.get("low_memory", False))
     if found.device_problem:
-        placement.give_up(asked, info, found.device_problem)
+        placement.say(f"{placement.give_up(asked, info, found.device_problem).note}: the CPU does")
         arguments.update(device=placement.CPU, gpu_layers=None)
     repacks = found.use_extra_bufts and arguments.get("use_extra_bufts", True)
     engine = LlamaEngine(info, **{**arguments, "use_extra_bufts": repacks})

@@ -252,4 +252,7 @@ def test_one_that_says_that_it_ends_gets_nothing_more(
             break
         assert time.monotonic() < until, "it still gets requests"
     assert {httpx.post(url + EMBED, content=b"body").status_code for _ in range(20)} == {200}
-    assert len(other.asked) >= 20
+    if "caddy" in request.node.name:
+        assert one.asked == []
+    else:
+        assert len(other.asked) == 20

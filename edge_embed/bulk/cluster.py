@@ -248,7 +248,7 @@ def _reachable(address: str | None) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ClusterError(
             f"the cluster at {address} cannot be used: {error}", hint="`ray status --address ...` says more"
         ) from error

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from edge_embed.engine import bindings, tune
-from edge_embed.engine.placement import Placement, here, not_computed, place, wanted
+from edge_embed.engine.placement import Placement, give_up, here, place, wanted
 from edge_embed.engine.probe import cached
 from edge_embed.engine.shape import context_shape, has_memory, sizes
-from edge_embed.errors import EngineUnavailableError
 from edge_embed.types import ModelInfo
 
 
@@ -26,10 +25,7 @@ def outlook(info: ModelInfo) -> Placement:
     asked = wanted(arguments.get("device"), None, here())
     known = cached(info, library, asked.device) if asked.gpus else None
     if known is not None and known.device_problem:
-        problem = not_computed(asked, info, known.device_problem)
-        if not asked.falls_back:
-            raise EngineUnavailableError(problem)
-        asked = asked.on_cpu(problem)
+        asked = give_up(asked, info, known.device_problem)
     usual = sizes(info, low_memory=False)
     context = context_shape(
         info,

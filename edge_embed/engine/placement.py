@@ -225,21 +225,16 @@ def no_room(what: str, said: str) -> EngineMemoryError:
     )
 
 
-def give_up(asked: Wanted, info: ModelInfo, problem: str) -> None:
-    """Say that the CPU takes the place of devices that the probe found not to compute a model.
+def give_up(asked: Wanted, info: ModelInfo, problem: str) -> Wanted:
+    """The CPU in the place of devices that the probe found not to compute a model; its note says so.
 
     Raises:
         EngineUnavailableError: nothing may take their place.
     """
-    what = not_computed(asked, info, problem)
+    what = f"{asked.device} does not compute {info.name}: {problem}"
     if not asked.falls_back:
         raise EngineUnavailableError(what, hint=f"say {asked.said},{CPU}, {CPU} or {AUTO}")
-    say(f"{what}: the CPU does")
-
-
-def not_computed(asked: Wanted, info: ModelInfo, problem: str) -> str:
-    """What is said of devices that do not compute a model."""
-    return f"{asked.device} does not compute {info.name}: {problem}"
+    return asked.on_cpu(what)
 
 
 def say(note: str) -> None:

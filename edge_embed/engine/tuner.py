@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_embed.engine import bindings, builds, placement, report
-from edge_embed.engine.devices import default_threads
+from edge_embed.engine.devices import Gpu, default_threads
 from edge_embed.engine.probe import probe
 from edge_embed.engine.search import Coordinate, Found, Judge, Measured, Search, allowed_deviation
 from edge_embed.engine.trial import CandidateFailedError, Trial, Work, deviation
@@ -225,11 +225,22 @@ def _devices(names: Sequence[str], *, elsewhere: bool) -> tuple[str, list[str]]:
         usual = placement.wanted(placement.AUTO, None, here).device
         cpu = [placement.CPU] if here or elsewhere else []
         return "", cpu + [gpu.device for gpu in here if gpu.device != usual]
-    for name in names:
-        if not elsewhere:
-            placement.wanted(name, None, here)  # says what there is
-    usual, *others = dict.fromkeys("" if name == placement.AUTO else name for name in names)
+    # The first is measured with the libraries in use, and the others, too, where these are the only ones.
+    known = names[:1] if elsewhere else names
+    usual, *others = dict.fromkeys(_plain(name, here if name in known else None) for name in names)
     return usual, others
+
+
+def _plain(name: str, found: Sequence[Gpu] | None) -> str:
+    """A device as settings have it: without the CPU that may help out, empty for what the engine takes by itself.
+
+    Raises:
+        InvalidOptionError: it is not among the GPUs that were found; None where these are not known.
+    """
+    said = ",".join(part.strip() for part in name.lower().split(","))
+    if said == placement.AUTO:
+        return ""
+    return said.removesuffix(f",{placement.CPU}") if found is None else placement.wanted(said, None, found).device
 
 
 def _folder(path: Path) -> str:

@@ -117,12 +117,12 @@ async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
             gate.log.event("not loaded", kind=kind, error=str(error).replace("\n", "; "))
             if isinstance(error, EngineMemoryError):
                 gate.failure = error
-                return
         except Exception as error:
             gate.log.unexpected("warm-up", error)
     gate.ready = True
-    gate.log.event("ready")
-    gate.announce()
+    if gate.failure is None:  # else the program ends; under another server, requests are told the numbers
+        gate.log.event("ready")
+        gate.announce()
 
 
 async def _sweep(service: Service) -> None:

@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from edge_embed.bulk import manifest
+from edge_embed.bulk import cluster, manifest
 from edge_embed.cli.app import INTERRUPTED
 from edge_embed.errors import (
+    ClusterError,
     InputFileError,
     InvalidOptionError,
     InvalidTextError,
@@ -389,3 +390,9 @@ def test_a_worker_with_another_model_is_refused(engine: Stopping, tmp_path: Path
     model.write_bytes(b"other weights")
     with pytest.raises(ResumeError, match="would give other vectors: the model"):
         Worker(job, elsewhere=True)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://[::1]:1", "a..b:1", "127.0.0.1:99999"])
+def test_an_address_where_nothing_can_be_is_refused_at_once(address: str) -> None:
+    with pytest.raises(ClusterError, match="cannot be used"):
+        cluster._reachable(address)

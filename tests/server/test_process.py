@@ -18,6 +18,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
+
+from edge_embed.server.settings import ModelOptions, ServerSettings
+from edge_embed.server.start import build, served_models
 
 COMMAND = str(Path(sys.executable).with_name("edge-embed"))
 
@@ -108,6 +112,18 @@ def test_a_model_that_does_not_fit_ends_the_start() -> None:
     assert "raise --memory-limit" in done.stderr
     assert "serving" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_program_that_is_not_ours_serves_why() -> None:
+    """Under another server the application cannot end the program; requests are told the numbers."""
+    app = build(served_models(["all-minilm-l6-v2"]), ServerSettings(log="off"), ModelOptions(), memory_limit=10**6)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        until = time.monotonic() + 60
+        while (answer := client.post("/v1/embeddings", json={"input": "x"})).status_code == 503:
+            assert time.monotonic() < until, "it is never ready"
+            time.sleep(0.05)
+    assert answer.status_code == 507
+    assert "and the limit of all is 0.00 GB" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])

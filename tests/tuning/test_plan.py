@@ -86,8 +86,18 @@ def test_devices_that_are_named_are_the_only_ones(info: ModelInfo, monkeypatch: 
     assert tried(tuner.plan(info, "mixed", device_names=["cpu"])) == ("cpu", [])
     assert tried(tuner.plan(info, "mixed", device_names=["cuda:0", "cpu"])) == ("cuda:0", ["cuda:0", "cpu"])
     assert tried(tuner.plan(info, "mixed", device_names=["auto", "vulkan:1"])) == ("", ["", "vulkan:1"])
+    assert tried(tuner.plan(info, "mixed", device_names=["CUDA:0, cpu", "cuda", "AUTO"])) == ("cuda:0", ["cuda:0", ""])
     with pytest.raises(InvalidOptionError, match="there is no metal"):
         tuner.plan(info, "mixed", device_names=["metal"])
+
+
+def test_other_engines_may_have_other_devices(info: ModelInfo) -> None:
+    """The reference is measured with the libraries in use, so its device must be one of theirs."""
+    libraries = [bindings.load().library.parent]
+    planned = tuner.plan(info, "mixed", device_names=["auto", "Vulkan:1,cpu"], libraries=libraries)
+    assert tried(planned) == ("", ["", "vulkan:1"])
+    with pytest.raises(InvalidOptionError, match="there is no vulkan:1"):
+        tuner.plan(info, "mixed", device_names=["vulkan:1", "cpu"], libraries=libraries)
 
 
 def test_no_texts_are_refused(info: ModelInfo) -> None:
