@@ -149,6 +149,7 @@ def test_a_failure_shows_the_log_and_a_hint(cache: Path, tmp_path: Path) -> None
         ("Could NOT find OpenCL (missing: OpenCL_INCLUDE_DIR)", ["opencl-headers", "ocl-icd-opencl-dev"]),
         ("fatal error: CL/cl2.hpp: No such file or directory", ["opencl-clhpp-headers"]),
         ("/bin/sh: 1: aarch64-linux-gnu-g++: not found", ["g++-aarch64-linux-gnu"]),
+        ("The CMAKE_C_COMPILER:\n\n    aarch64-linux-gnu-gcc\n\n  is not a full path", ["g++-aarch64-linux-gnu"]),
     ],
 )
 def test_what_cmake_misses_is_named_as_packages(tmp_path: Path, said: str, packages: list[str]) -> None:
@@ -156,6 +157,13 @@ def test_what_cmake_misses_is_named_as_packages(tmp_path: Path, said: str, packa
     log.write_text(f"-- Including CPU backend\nCMake Error at CMakeLists.txt:9 (find_package):\n  {said}\n")
     hint = build.failure(log, 1).rpartition("Hint: ")[2]
     assert [name for name in packages if name not in hint] == []
+
+
+def test_a_compiler_that_is_there_is_not_asked_for(tmp_path: Path) -> None:
+    """Each log of a cross-compiled preset has its name."""
+    log = tmp_path / "log"
+    log.write_text("-- Check for working C compiler: /usr/bin/aarch64-linux-gnu-gcc - skipped\nCMake Error at x:1:\n")
+    assert "Hint" not in build.failure(log, 1)
 
 
 def test_a_missing_compiler_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,6 +229,19 @@ def test_a_toolkit_that_is_named_is_taken(project: Path, tmp_path: Path) -> None
     assert "CUDA::cuda_driver" in result.stderr  # which the stand-in for ggml-cuda's own search has not found
 
 
+@linux
+def test_cuda_for_another_machine_wants_a_toolkit_that_is_named(project: Path, tmp_path: Path) -> None:
+    """This machine's libraries would be linked, or none found: it is said at once, and where else it can be built."""
+    other = ("-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64")
+    result = configure_cuda(project, tmp_path / "no python", *other)
+    assert result.returncode != 0
+    said = " ".join(result.stderr.split())
+    assert "CUDA's libraries for aarch64" in said
+    assert "on the board" in said
+    assert "CUDAToolkit_ROOT" in said
+    assert not (tmp_path / "out" / "cuda").exists()
+
+
 def test_sources_that_nobody_checked_are_refused(project: Path, tmp_path: Path) -> None:
     (tmp_path / "sources" / "archive.json").unlink()
     command = ["cmake", "-S", project, "-B", tmp_path / "out", f"-DEDGE_EMBED_SOURCES={tmp_path / 'sources'}"]

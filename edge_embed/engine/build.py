@@ -75,7 +75,10 @@ HINTS = (
         "Vulkan needs its headers and the shader compiler: on Debian and Ubuntu "
         "`apt install libvulkan-dev spirv-headers glslc`",
     ),
-    (r"aarch64-linux-gnu-g", "the cross compiler is needed: on Debian and Ubuntu `apt install g++-aarch64-linux-gnu`"),
+    (
+        r"aarch64-linux-gnu-g\S+\s+(is )?not\s",
+        "the cross compiler is needed: on Debian and Ubuntu `apt install g++-aarch64-linux-gnu`",
+    ),
     (
         r"has\s+no\s+OpenVINO",
         "OpenVINO's libraries are needed: `pip install 'edge-embed[openvino]'` (or `pip install --no-deps openvino`)",

@@ -12,8 +12,13 @@ foreach(named "${CMAKE_CUDA_COMPILER}" "${CUDAToolkit_ROOT}" "$ENV{CUDACXX}" "$E
         return()
     endif()
 endforeach()
-if(NOT CMAKE_HOST_SYSTEM_NAME STREQUAL "Linux" OR CMAKE_CROSSCOMPILING)
+if(NOT CMAKE_HOST_SYSTEM_NAME STREQUAL "Linux")
     return()
+endif()
+if(CMAKE_CROSSCOMPILING)
+    message(FATAL_ERROR "CUDA's libraries for ${CMAKE_SYSTEM_PROCESSOR} are not looked for on another machine: build this on "
+        "the board, with the CUDA that it has, or name a toolkit that has nvcc for here and libraries for there: CUDACXX and "
+        "CUDAToolkit_ROOT")
 endif()
 find_program(EDGE_EMBED_NVCC nvcc PATHS /usr/local/cuda/bin)
 if(EDGE_EMBED_NVCC)
