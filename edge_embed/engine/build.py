@@ -47,7 +47,7 @@ ARCHIVE_PARTS = ("CMakeLists.txt", "LICENSE", "cmake", "ggml", "include", "licen
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE / "cmake"
-SOURCES = (HERE / "llama.cmake", HERE / "sound_amx.h", *sorted((HERE / "native").iterdir()))
+SOURCES = (HERE / "llama.cmake", *sorted(HERE.glob("*.h")), *sorted((HERE / "native").iterdir()))
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 LOG_TAIL = 60  # lines of the log shown on failure
 

@@ -191,11 +191,12 @@ def _tried(request: Answer) -> Answer:
     from edge_embed.model_info import read_model_info
 
     info = read_model_info(read_header(request["path"]), pooling=request["pooling"])
-    rows, device = _rows(info, request["use_extra_bufts"], request["device"])
+    compared = request["device"] != CPU
+    rows, device = _rows(info, request["use_extra_bufts"], request["device"], compared)
     if device == CPU:
         return {"error": ""}
     try:
-        expected, _ = _rows(info, request["use_extra_bufts"], CPU)
+        expected, _ = _rows(info, request["use_extra_bufts"], CPU, compared)
     except EngineMemoryError:  # a model that only the GPU has room for cannot be compared
         return {"error": ""}
     if not np.isfinite(expected).all():
@@ -209,8 +210,12 @@ def _tried(request: Answer) -> Answer:
     return {"error": "", "wrong": f"{what} {far:.2g}" if far > _FAR else ""}
 
 
-def _rows(info: ModelInfo, use_extra_bufts: bool, device: str) -> tuple[Float32Array, str]:
-    """What texts of several lengths give, float32 ``[n, width]``, and where it was computed."""
+def _rows(info: ModelInfo, use_extra_bufts: bool, device: str, compared: bool) -> tuple[Float32Array, str]:
+    """What texts of several lengths give, float32 ``[n, width]``, and where it was computed.
+
+    For a comparison, one is longer than what llama.cpp's KV cache grows by (256 cells): a backend that keeps compiled
+    graphs may compute the first and not the next one.
+    """
     import numpy as np
 
     from edge_embed.engine.llama import LlamaEngine
@@ -219,8 +224,11 @@ def _rows(info: ModelInfo, use_extra_bufts: bool, device: str) -> tuple[Float32A
     engine = LlamaEngine(info, use_extra_bufts=use_extra_bufts, low_memory=not use_extra_bufts, device=device)
     # One long and some short texts: matrix kernels differ between one row and many.
     longest = min(64, info.n_ctx_train)
+    batches = [[longest], [3, 1, 5]]
+    if compared:
+        batches.append([min(300, engine.limits.n_ctx_max)])
     rows = []
-    for lengths in ([longest], [3, 1, 5]):
+    for lengths in batches:
         n = sum(lengths)
         ids = (np.arange(n, dtype=np.int64) * 7919 % info.n_vocab).astype(np.int32)
         batch = Batch(ids, np.array(lengths, dtype=np.int32), tuple(range(len(lengths))))

@@ -1,7 +1,7 @@
 /* Vulkan's headers of before December 2023 (Debian 12 and Raspberry Pi OS 12 have 1.3.239) do not know the extension
  * VK_EXT_layer_settings. llama.cpp's ggml-vulkan.cpp names three of its types, for a validation layer that this build
  * does not have. Here they are, as newer headers lay them out (VkLayerSettingEXT, VkLayerSettingsCreateInfoEXT); with
- * those, this file is empty. CMakeLists.txt includes it into that one source.
+ * those, this file is empty. llama.cmake includes it into that one source.
  */
 #ifndef EDGE_EMBED_OLD_VULKAN_H
 #define EDGE_EMBED_OLD_VULKAN_H
