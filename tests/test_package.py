@@ -5,30 +5,39 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("pyproject.toml", "README.md", "LICENSE", "edge_embed", "convert", "models")
+COPIED = ("MANIFEST.in", "pyproject.toml", "README.md", "LICENSE", "edge_embed", "convert", "models")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the sources: setuptools leaves its work in the tree that it builds."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Source archive and wheel, from a copy of the sources: setuptools leaves its work in the tree that it builds."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
     for name in COPIED:
         path = ROOT / name
         if path.is_dir():
             shutil.copytree(path, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(path, source / name)
-    code = f"import setuptools.build_meta as b; b.build_wheel({str(out)!r})"
+    (source / "tests").mkdir()
+    shutil.copy(__file__, source / "tests")
+    code = f"import setuptools.build_meta as b; b.build_sdist({str(out)!r}); b.build_wheel({str(out)!r})"
     answer = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    (path,) = out.glob("*.whl")
-    return path
+    (archive,), (wheel,) = out.glob("*.tar.gz"), out.glob("*.whl")
+    return archive, wheel
+
+
+@pytest.fixture(scope="module")
+def wheel(built: tuple[Path, Path]) -> Path:
+    """The wheel."""
+    return built[1]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +101,15 @@ def test_the_data_is_packed(names: set[str]) -> None:
     assert data <= names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert any(name.endswith(".dist-info/licenses/models/NOTICE") for name in names)
+
+
+def test_the_source_archive_has_what_the_wheel_has_and_no_tests(built: tuple[Path, Path], names: set[str]) -> None:
+    """Some test files without what they need would be no tests."""
+    with tarfile.open(built[0]) as archive:
+        packed = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    packed = {f"edge_embed/{name}" if name.startswith(("convert/", "models/")) else name for name in packed}
+    assert {name for name in names if ".dist-info/" not in name} <= packed
+    assert not any(name.startswith("tests") for name in packed)
 
 
 def test_convert_and_models_import_from_the_wheel(installed: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8")
 JOBS: dict[str, Any] = yaml.safe_load(TEXT)["jobs"]
 STEPS = [step for job in JOBS.values() for step in job["steps"]]
+ENGINE: dict[str, str] = next(step["env"] for step in JOBS["engine"]["steps"] if "env" in step)
 
 
 def test_jobs_wait_for_those_that_are_there_and_a_tag_publishes_what_was_tried() -> None:
@@ -63,6 +66,42 @@ def test_the_pinned_archive_is_read_from_where_it_stands() -> None:
     for name in ("LLAMA_CPP_PYTHON", "ARCHIVE_SHA256"):
         assert f"$(name {name})" in TEXT
         assert re.findall(rf'^{name} = "([^"]*)"', script, re.MULTILINE) == [getattr(build, name)]
+
+
+@pytest.mark.parametrize("system", ["LINUX", "MACOS", "WINDOWS"])
+def test_the_flags_are_found_from_the_folder_of_the_build(system: str, tmp_path: Path) -> None:
+    """They are asked for in the unpacked archive, not in the checkout; the container has the host below /host."""
+    preset = {"LINUX": "cpu-arm64", "MACOS": "metal", "WINDOWS": "cpu-portable"}[system]
+    value = ENGINE[f"CIBW_ENVIRONMENT_{system}"].replace("${{ matrix.preset }}", preset)
+    value = value.replace("/host${{ github.workspace }}", '"$GITHUB_WORKSPACE"')
+    assert "${{" not in value  # on Windows it would bring backslashes, which the shell takes away
+    environment = {"GITHUB_WORKSPACE": str(ROOT), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    answer = subprocess.run(
+        ["bash", "-ec", f"{value}; printf '%s' \"$CMAKE_ARGS\""],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    flags = shlex.split(answer.stdout)
+    assert flags[: len(build.cmake_args(preset))] == build.cmake_args(preset)
+
+
+def test_a_wheel_for_macos_promises_what_it_was_built_for() -> None:
+    """A Mac older than the libraries gets no wheel, and none gets instructions that only the builder has."""
+    value = ENGINE["CIBW_ENVIRONMENT_MACOS"]
+    (built,) = re.findall(r"MACOSX_DEPLOYMENT_TARGET=(\S+)", value)
+    assert re.findall(r"_PYTHON_HOST_PLATFORM=(\S+)", value) == [f"macosx-{built}-arm64"]
+    assert re.search(r'\) .*-DGGML_NATIVE=OFF.*"', value)  # after the preset's flags: the last one wins
+    runner = next(name for name in JOBS["try"]["strategy"]["matrix"]["runner"] if name.startswith("macos-"))
+    assert int(runner.removeprefix("macos-")) >= int(built.partition(".")[0])
+
+
+def test_the_release_gets_the_files_that_were_tried() -> None:
+    """The step that publishes leaves files of its own in dist/."""
+    words = shlex.split(JOBS["publish"]["steps"][-1]["run"])
+    assert [word for word in words if "*" in word] == ["dist/*.tar.gz", "dist/*.whl", "engine/*.whl"]
 
 
 @pytest.mark.parametrize(
