@@ -205,6 +205,23 @@ bench: $(TEST) ## speed, load and memory beside peers, fidelity, retrieval, star
 	$(PY) -m benchmarks.retrieval --data "$(DATA)"
 	$(PY) -m benchmarks.startup
 
+# On a machine that has one: DEVICE=cuda:0, with EDGE_EMBED_ENGINE=cuda for the libraries, and LLAMA_SERVER built with CUDA.
+DEVICE ?= cuda:0
+FREE ?= 12 6 3
+.PHONY: bench-device
+bench-device: $(TEST) ## a GPU: vectors, planned and measured memory, also with FREE GB of it, speed; needs DATA=folder, DEVICE
+	@test -n "$(DATA)" || { echo "make bench-device DATA=FOLDER: see benchmarks/datasets.py" >&2; exit 2; }
+	$(PY) -m benchmarks.shape06 --work "$(WORK)" --type q4_k_m q8_0 --reranker-type
+	for type in Q4_K_M Q8_0; do \
+	    $(PY) -m benchmarks.shape4b "$(WORK)/Qwen3-0.6B-$$type.gguf" "$(WORK)/Qwen3-4B-$$type.gguf"; \
+	done
+	$(PY) -m benchmarks.devices "$(WORK)"/Qwen3-0.6B-Q[48]*.gguf "$(WORK)"/Qwen3-4B-Q[48]*.gguf models/*.gguf \
+	    --data "$(DATA)" --device "$(DEVICE)" --free $(FREE)
+	for model in "$(WORK)"/Qwen3-0.6B-Q[48]*.gguf "$(WORK)"/Qwen3-4B-Q[48]*.gguf; do \
+	    $(PY) -m benchmarks.qwen3 --data "$(DATA)" --work "$(WORK)" --device "$(DEVICE)" --model "$$model" \
+	        --documents 128 --only documents queries single $(BESIDE); \
+	done
+
 .PHONY: bench-proofs
 bench-proofs: $(TEST) ## the 0.6B shape beside transformers, what moves a vector, flat memory, a server under bad clients; needs DATA=folder
 	@test -n "$(DATA)" || { echo "make bench-proofs DATA=FOLDER: see benchmarks/datasets.py" >&2; exit 2; }

@@ -20,6 +20,10 @@ Peers run in environments of their own, and one that is not there is a row that 
 * ``--openvino ENGINE``: this project in BF16 and Q8_0 on llama.cpp's libraries with the OpenVINO backend, by their name
   in ``edge-embed engine list`` or their folder, and, to compare, the same files on the CPU's own kernels.
 
+``--device cuda:0`` has this project compute there, llama-server with all layers on a GPU, and sentence-transformers on
+it if it is CUDA. ``--model`` takes another GGUF with the same vocabulary, such as ``shape4b``'s, for this project and
+llama.cpp's.
+
 Each is first tried with several settings on work of the same kind, and measured with its best (see the table). Every
 engine has a process of its own and they stay loaded together, which takes some 14 GB. Weights are random, of the
 published shape, with the real tokenizer (``shape06``); the last column says how far the results are from ours.
@@ -72,6 +76,8 @@ def main() -> None:
     parser.add_argument("--stock-python", default=sys.executable)
     parser.add_argument("--also", action="append", default=[], metavar="NAME=JSON")
     parser.add_argument("--openvino", metavar="ENGINE")
+    parser.add_argument("--device", default="")
+    parser.add_argument("--model", default="")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--documents", type=int, default=16, help="of a round")
@@ -91,9 +97,7 @@ def main() -> None:
     texts, asked = list(documents.values()), [INSTRUCTION + query for query in queries.values()]
     random.Random(0).shuffle(texts)
     random.Random(0).shuffle(asked)
-    print(
-        f"{machine_line(options.threads)}\n{shape.embedder(options.type).name}, {options.rounds} rounds\n", flush=True
-    )
+    print(f"{machine_line(options.threads)}\n{Path(engines[0].model).name}, {options.rounds} rounds\n", flush=True)
 
     def run(title: str, rounds: list[dict[str, Any]], amounts: list[float], unit: str, among: list[Engine]) -> None:
         """The first of the rounds is for choosing settings."""
@@ -135,8 +139,8 @@ def main() -> None:
 
 def embedders(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
     """The rows of the embedding model."""
-    model, checkpoint = str(shape.embedder(options.type)), str(shape.checkpoint)
-    rows = [Engine(OURS, "edge-embed", sys.executable, model)]
+    model, checkpoint = options.model or str(shape.embedder(options.type)), str(shape.checkpoint)
+    rows = [_ours(options, model)]
     for text in options.also:
         name, _, given = text.partition("=")
         own = json.loads(given)
@@ -163,7 +167,8 @@ def embedders(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
         )
     )
     for dtype in ("float32", "bfloat16"):
-        ways = [Variant(f"batch_size={n}", {"dtype": dtype, "batch_size": n}) for n in (1, 4, 16, 60)]
+        place = options.device if options.device.startswith("cuda") else "cpu"
+        ways = [Variant(f"batch_size={n}", {"dtype": dtype, "batch_size": n, "device": place}) for n in (1, 4, 16, 60)]
         engine = Engine(
             f"sentence-transformers {dtype}", "sentence-transformers", options.peer_python, checkpoint, tuple(ways)
         )
@@ -175,7 +180,7 @@ def rerankers(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
     """The rows of the reranker."""
     model = str(shape.reranker(options.type))
     rows = [
-        Engine(OURS, "edge-embed", sys.executable, model, (Variant("", {"rerank": True}),)),
+        _ours(options, model, rerank=True),
         _server(options, model, ["--reranking"], [way for way in _WAYS if way[1] == 1]),
     ]
     return _first_ways(rows) if options.one_way else rows
@@ -226,6 +231,12 @@ def _peaks(engine: Engine, variant: Variant, threads: int, documents: list[str],
     return cells
 
 
+def _ours(options: argparse.Namespace, model: str, **settings: Any) -> Engine:
+    if options.device:
+        settings["arguments"] = {"device": options.device}
+    return Engine(OURS, "edge-embed", sys.executable, model, (Variant("", settings),))
+
+
 def _server(
     options: argparse.Namespace, model: str, flags: list[str], ways: Sequence[tuple[list[str], int]] = _WAYS
 ) -> Engine:
@@ -234,13 +245,18 @@ def _server(
             f"{' '.join(more)}{f', {clients} clients' if clients > 1 else ''}",
             {
                 "program": options.llama_server,
-                "flags": [*_BASE, "-c", str(SERVER_CONTEXT), *flags, *more],
+                "flags": [*_BASE, *_layers(options), "-c", str(SERVER_CONTEXT), *flags, *more],
                 "clients": clients,
             },
         )
         for more, clients in ways
     )
     return available(Engine("llama-server", "llama-server", sys.executable, model, variants))
+
+
+def _layers(options: argparse.Namespace) -> list[str]:
+    """llama-server's layers on a GPU: all, or none where no device is named."""
+    return ["-ngl", "999"] if options.device not in ("", "cpu") else []
 
 
 def _first_ways(rows: Sequence[Engine]) -> list[Engine]:

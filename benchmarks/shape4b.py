@@ -1,10 +1,10 @@
-"""A GGUF of Qwen3-Embedding-4B's shape in Q4_K_M, out of the 0.6B shape's, in seconds and without a checkpoint.
+"""A GGUF of Qwen3-Embedding-4B's shape, out of the 0.6B shape's, in seconds and without a checkpoint.
 
     python -m benchmarks.shape4b Qwen3-0.6B-Q4_K_M.gguf Qwen3-4B-Q4_K_M.gguf
 
 For memory and speed, which do not depend on what weights mean: metadata and vocabulary are the small file's, each
-tensor's blocks are the small file's over and over, and types go by llama.cpp's recipe as in the small file. The result
-has 2.5 GB.
+tensor's blocks are the small file's over and over, and types go by llama.cpp's recipe as in the small file, which is
+Q4_K_M (the result has 2.5 GB) or of one type throughout, such as Q8_0 (4.3 GB).
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ _NUMBERS: Final = {
 Bytes = npt.NDArray[np.uint8]
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, int], str]]:
+def shapes(usual: str, more_bits: str) -> Iterator[tuple[str, tuple[int, int], str]]:
     """Name, ``(rows, values of a row)`` and type of every matrix but the embeddings of tokens."""
     hidden, n_ff, layers = 2560, 9728, 36
     for layer in range(layers):
         # llama-quant.cpp, use_more_bits: the first and last eighth of the layers, and each third one between.
         eighth = layers // 8
         more = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-        wide = "Q6_K" if more else "Q4_K"
+        wide = more_bits if more else usual
         for name, shape, kind in (
-            ("attn_q", (4096, hidden), "Q4_K"),
-            ("attn_k", (1024, hidden), "Q4_K"),
+            ("attn_q", (4096, hidden), usual),
+            ("attn_k", (1024, hidden), usual),
             ("attn_v", (1024, hidden), wide),
-            ("attn_output", (hidden, 4096), "Q4_K"),
-            ("ffn_gate", (n_ff, hidden), "Q4_K"),
-            ("ffn_up", (n_ff, hidden), "Q4_K"),
+            ("attn_output", (hidden, 4096), usual),
+            ("ffn_gate", (n_ff, hidden), usual),
+            ("ffn_up", (n_ff, hidden), usual),
             ("ffn_down", (hidden, n_ff), wide),
         ):
             yield f"blk.{layer}.{name}.weight", shape, kind
@@ -61,10 +61,14 @@ def make(small: Path, out: Path) -> None:
         kind, *rest = field.types
         value = _NUMBERS.get(name, field.contents())
         writer.add_key_value(name, value, kind, rest[-1] if rest else None)
-    tiles = {tensor.name: tensor.data.reshape(-1).view(np.uint8) for tensor in reader.tensors}
-    tile = {"Q4_K": tiles["blk.0.attn_q.weight"], "Q6_K": tiles["blk.0.ffn_down.weight"]}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    kinds = [tensors[f"blk.0.{name}.weight"].tensor_type.name for name in ("attn_q", "ffn_down")]
+    tile: dict[str, Bytes] = {
+        kind: tensors[f"blk.0.{name}.weight"].data.reshape(-1).view(np.uint8)
+        for kind, name in zip(kinds, ("attn_q", "ffn_down"), strict=True)
+    }
     n_vocab = len(reader.fields["tokenizer.ggml.tokens"].data)
-    matrices = [("token_embd.weight", (n_vocab, 2560), "Q6_K"), *shapes()]
+    matrices = [("token_embd.weight", (n_vocab, 2560), kinds[1]), *shapes(*kinds)]
     norms = [("output_norm.weight", 2560)]
     for layer in range(36):
         norms += [(f"blk.{layer}.{name}_norm.weight", 2560) for name in ("attn", "ffn")]

@@ -69,7 +69,13 @@ class SentenceTransformers:
     """sentence-transformers on the original checkpoint."""
 
     def __init__(
-        self, model: str, threads: int, dtype: str = "float32", batch_size: int = 32, rerank: bool = False
+        self,
+        model: str,
+        threads: int,
+        dtype: str = "float32",
+        batch_size: int = 32,
+        rerank: bool = False,
+        device: str = "cpu",
     ) -> None:
         import torch
         from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -77,7 +83,7 @@ class SentenceTransformers:
         torch.set_num_threads(threads)
         self.name = f"sentence-transformers {version('sentence-transformers')}, torch {version('torch')}"
         kind: Any = CrossEncoder if rerank else SentenceTransformer
-        self._model = kind(model, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
+        self._model = kind(model, device=device, model_kwargs={"dtype": getattr(torch, dtype)})
         self._batch_size = batch_size
 
     def embed(self, texts: list[str]) -> Any:

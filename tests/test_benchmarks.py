@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
+from benchmarks import devices as device_table
 from benchmarks import noise, parity06, parity_cases
 from benchmarks.datasets import beginning, stretches
 from benchmarks.lengths import flop_per_token
 from benchmarks.peers import Engine, Row, Variant, available, compare, factor, table
 from edge_embed import Embedder
+from edge_embed.engine.devices import Gpu
 from edge_embed.gguf_header import read_header
 from tests.checkpoints import small_bpe_tokenizer
 
@@ -140,3 +143,49 @@ def test_arithmetic_of_a_text_grows_with_what_it_looks_back_to(qwen3_path: Path)
     layers, heads = header.metadata[f"{arch}.block_count"], header.metadata[f"{arch}.attention.head_count"]
     width = header.metadata[f"{arch}.attention.key_length"]
     assert 2 * layers * heads * width * 100 == flop_per_token(header, 200) - flop_per_token(header, 100)
+
+
+def test_a_device_is_held_against_the_processor_and_its_plan(
+    qwen3_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The memory that goes and comes back while the job runs is what was taken at the worst moment."""
+    free = iter([8 * 10**9, *[7 * 10**9] * 3, 6 * 10**9])
+    last = [0]
+
+    def gpu(_device: str) -> Gpu:
+        last[0] = next(free, last[0])
+        return Gpu("CUDA0", "a card", "CUDA", 12 * 10**9, last[0], False)
+
+    rows = {"texts": np.eye(2, 4), "each": np.eye(2, 4), "queries": np.eye(2, 4)}
+    other = {**rows, "queries": np.array([[0.6, 0.8, 0, 0], [0, 1, 0, 0]])}
+
+    def run(_path: Path, device: str, _work: object, _folder: Path) -> tuple[dict[str, object], dict[str, object]]:
+        assert device == "cuda:0,cpu"
+        while last[0] > 6 * 10**9:
+            time.sleep(0.01)
+        return {"gpu_layers": 3, "notes": ["one", "two"]}, other
+
+    monkeypatch.setattr(device_table, "_gpu", gpu)
+    monkeypatch.setattr(device_table, "_run", run)
+    device_table.row(qwen3_path, "cuda:0", {"tokens": 700}, tmp_path, rows)
+    cells = [cell.strip() for cell in capsys.readouterr().out.split("|")]
+    assert ["8.00 GB", "3"] == cells[2:4]
+    assert "2,000 MB" == cells[5]
+    planned = float(cells[4].removesuffix(" MB").replace(",", ""))
+    assert planned > 500  # what CUDA's libraries take is part of it
+    assert f"{100 * (planned / 2000 - 1):+.1f} %" == cells[6]
+    assert ["0.600000", "1.000000", "one; two"] == cells[7:10]
+
+
+def test_the_vectors_of_a_device_are_those_of_a_process(qwen3_path: Path, tmp_path: Path) -> None:
+    texts = ["cat", "a cat and a dog"]
+    work = {"texts": texts, "queries": ["dog"], "long": "cat " * 300, "tokens": 200}
+    said, rows = device_table._run(qwen3_path, "cpu", work, tmp_path)
+    assert {"gpu_layers": 0, "notes": []} == said
+    with Embedder(qwen3_path, device="cpu") as model:
+        expected = model.encode(texts)
+        long = model.encode(["cat " * 300], max_tokens=200)
+    assert device_table.cosine(rows["texts"], expected) == pytest.approx(1, abs=1e-5)
+    assert device_table.cosine(rows["each"], expected) == pytest.approx(1, abs=1e-5)
+    assert device_table.cosine(rows["long"], long) == pytest.approx(1, abs=1e-5)
+    assert rows["queries"].shape == (1, 32)
