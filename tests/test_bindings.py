@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +114,37 @@ def test_a_folder_without_the_library_is_refused_by_path(tmp_path: Path) -> None
 def test_the_library_is_found_under_every_platforms_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).touch()
     assert tmp_path / name == bindings.library_file(tmp_path, "llama")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is mapped where")
+def test_no_library_of_a_wheel_is_loaded_twice(tmp_path: Path) -> None:
+    """A wheel holds no links: opened by another of its three names, ggml would be a copy with its own kernels alone."""
+    shutil.copytree(bindings.load().library.parent, tmp_path, dirs_exist_ok=True)  # follows links
+    (tmp_path / "libggml-cpu-none.so").touch()  # a variant, so that the best one is asked for
+    code = """if True:
+        from edge_embed.engine import backends, bindings
+        bindings.load().ggml.ggml_get_name, backends.registry()
+        for path in sorted({line.split()[-1] for line in open("/proc/self/maps") if "ggml" in line}):
+            print(path)
+    """
+    environment = {**os.environ, "LLAMA_CPP_LIB_PATH": str(tmp_path)}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    loaded = [Path(path) for path in answer.stdout.splitlines()]
+    assert {path.parent for path in loaded} == {tmp_path}
+    names = [path.name.partition(".")[0] for path in loaded]
+    assert {"libggml", "libggml-base"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_functions_of_ggml_are_found_where_each_library_has_its_own_alone(tmp_path: Path) -> None:
+    """As under Windows, where a library is not asked for what it needs."""
+    for number, stem in enumerate(("llama", "ggml", "ggml-base")):
+        (tmp_path / "source.c").write_text(f"int own_{number}(void) {{ return {number}; }}\n")
+        subprocess.run(["cc", "-shared", "-o", tmp_path / f"lib{stem}.so", tmp_path / "source.c"], check=True)
+    ggml = bindings.Ggml(tmp_path)
+    assert [ggml.own_0(), ggml.own_1(), ggml.own_2()] == [0, 1, 2]
+    with pytest.raises(AttributeError, match=r"no library in .* has own_3"):
+        ggml.own_3  # noqa: B018
 
 
 @pytest.fixture

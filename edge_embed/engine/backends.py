@@ -56,19 +56,12 @@ class _TensorHead(ctypes.Structure):
 
 @cache
 def registry() -> ctypes.CDLL:
-    """The library that holds the registry, the one that computes: a second copy would have a registry of its own.
-
-    It is reached through libllama, which needs it, since its own file may be there under several names.
+    """The library that holds the registry, the one that computes.
 
     Raises:
         EngineUnavailableError: the library is missing or does not fit.
     """
-    lib = bindings.load()
-    try:
-        ggml = ctypes.CDLL(str(lib.library))
-        ggml.ggml_backend_dev_count  # noqa: B018 - Windows looks for a symbol in the library itself alone
-    except AttributeError:
-        ggml = ctypes.CDLL(str(bindings.library_file(lib.library.parent, "ggml")))
+    ggml = bindings.Ggml(bindings.load().library.parent)
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(ggml, name)
         function.restype, function.argtypes = result, arguments

@@ -65,7 +65,7 @@ class Bindings:
 
     Attributes:
         c: the module ``llama_cpp.llama_cpp``.
-        ggml: ``libggml-base`` by ctypes, for the tensors that callbacks hand over.
+        ggml: for the tensors that callbacks hand over.
         library: path of the shared library ``libllama``.
         version: version of the Python package.
         backends: names of the libraries that were picked at run time, e.g. ``libggml-cpu-zen4.so``; none where kernels
@@ -73,7 +73,7 @@ class Bindings:
     """
 
     c: ModuleType
-    ggml: ctypes.CDLL
+    ggml: Ggml
     library: Path
     version: str
     backends: tuple[str, ...]
@@ -271,6 +271,27 @@ def library_file(folder: Path, stem: str) -> Path:
     raise EngineUnavailableError(f"there is no lib{stem} in {folder}", hint=_REINSTALL)
 
 
+class Ggml(ctypes.CDLL):
+    """ggml's functions, in the copies of its libraries that libllama uses.
+
+    A wheel holds no links: each library is there as three files, and one that is opened by another name than libllama's
+    is a second copy with a registry of its own, which no model sees. So they are looked for through libllama, which
+    brings along what it needs. Windows looks in one library alone, and has one file of each.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(library_file(folder, "llama")))
+        self._folder = folder
+
+    def __getitem__(self, name: Any) -> Any:
+        with contextlib.suppress(AttributeError):
+            return super().__getitem__(name)
+        for stem in ("ggml", "ggml-base"):
+            with contextlib.suppress(AttributeError):
+                return ctypes.CDLL(str(library_file(self._folder, stem)))[name]
+        raise AttributeError(f"no library in {self._folder} has {name}")
+
+
 def _load_backends(folder: Path) -> tuple[str, ...]:
     """Where kernels are libraries of their own (GGML_BACKEND_DL), have the best ones for this processor loaded.
 
@@ -279,7 +300,7 @@ def _load_backends(folder: Path) -> tuple[str, ...]:
     """
     if not any(_CPU_VARIANT.fullmatch(path.name) for path in folder.iterdir()):
         return ()
-    ggml = ctypes.CDLL(str(library_file(folder, "ggml")))
+    ggml = Ggml(folder)
     ggml.ggml_backend_load_all_from_path.argtypes = [ctypes.c_char_p]
     ggml.ggml_backend_load_all_from_path.restype = None
     ggml.ggml_backend_dev_by_type.argtypes, ggml.ggml_backend_dev_by_type.restype = [ctypes.c_int], ctypes.c_void_p
@@ -293,8 +314,8 @@ def _load_backends(folder: Path) -> tuple[str, ...]:
     return tuple(Path(line.rpartition(" backend from ")[2]).name for line in lines if " backend from " in line)
 
 
-def _load_ggml(folder: Path) -> ctypes.CDLL:
-    lib = ctypes.CDLL(str(library_file(folder, "ggml-base")))
+def _load_ggml(folder: Path) -> Ggml:
+    lib = Ggml(folder)
     lib.ggml_get_name.argtypes, lib.ggml_get_name.restype = [ctypes.c_void_p], ctypes.c_char_p
     lib.ggml_nbytes.argtypes, lib.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
     lib.ggml_backend_tensor_get.argtypes = [

@@ -120,7 +120,7 @@ class Observer:
     def _check_layout(self, address: int) -> None:
         """Compare our idea of a tensor with what the library's own functions say of this one."""
         ggml = self._lib.ggml
-        get_name = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(("ggml_get_name", ggml))
+        get_name = ctypes.cast(ggml.ggml_get_name, ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p))
         node = _Tensor.from_address(address)
         if (
             get_name(address) != address + _Tensor.name.offset
