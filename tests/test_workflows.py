@@ -98,6 +98,13 @@ def test_a_wheel_for_macos_promises_what_it_was_built_for() -> None:
     assert int(runner.removeprefix("macos-")) >= int(built.partition(".")[0])
 
 
+def test_the_engines_wheel_has_the_licences_of_what_is_in_it() -> None:
+    """llama-cpp-python packs its own alone, and that of the libraries has to go with them."""
+    name, _, files = ENGINE["CIBW_CONFIG_SETTINGS"].partition("=")
+    assert name == "wheel.license-files"
+    assert files.split(";") == ["LICENSE.md", "vendor/llama.cpp/LICENSE"]
+
+
 def test_the_release_gets_the_files_that_were_tried() -> None:
     """The step that publishes leaves files of its own in dist/."""
     words = shlex.split(JOBS["publish"]["steps"][-1]["run"])
