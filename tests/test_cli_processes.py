@@ -41,6 +41,16 @@ def test_doctor_says_what_is_broken() -> None:
     assert found["checks"][-1]["hint"]
 
 
+def test_what_the_output_cannot_show_ends_no_command() -> None:
+    """A pipe under Windows has a few hundred letters, and doctor's arrow is none of them."""
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    command = [*COMMAND, "doctor", "--model", "猫"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"'\\u732b'" in done.stdout
+    assert b"\\u2192 " in done.stdout
+
+
 def test_doctor_says_that_the_fastest_kernels_crash(monkeypatch: pytest.MonkeyPatch, bert_path: Path) -> None:
     """Works, but slowly: exit code 0 and the way to mend it."""
     crashes = probe.ChildResult(True, "it died of SIGILL")

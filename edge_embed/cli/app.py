@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import platform
 import sys
@@ -52,6 +53,7 @@ class App(click.Group):
         """Run the command; exceptions become messages on stderr, warnings become notes."""
         debug = bool(ctx.params.get("debug"))
         _open_missing_streams()
+        _write_in_any_encoding()
         with warnings.catch_warnings():
             shown: set[str] = set()
             warnings.showwarning = lambda message, *_: note(str(message), once=shown)
@@ -91,6 +93,12 @@ def _open_missing_streams() -> None:
         if getattr(sys, name) is None:
             stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - lives as long as we do
             setattr(sys, name, stream)
+
+
+def _write_in_any_encoding() -> None:
+    """What standard output has no letter for (a pipe under Windows is not UTF-8) becomes ``\\u2192``, as on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _unexpected(ctx: click.Context, error: Exception, debug: bool) -> NoReturn:
