@@ -10,11 +10,12 @@ queries that share the instruction's keys and values, and one text of so many to
 * planned: what it says that they take there, with that text's context, and what the libraries take beside;
 * measured: how much less of the device's memory was free at the worst moment, watched from another process every few
   milliseconds, so that everything counts that the first one brought about. Where the device's memory is the machine's,
-  other programs count as well;
+  other programs count as well. A first run is not measured: one more process tries the model in it, see ``probe.py``;
 * to the processor, alone: the smallest cosine of a row to the same row on the processor, and to the text alone.
 
 ``--free`` repeats the rows with so much memory left, in GB: a process allocates the others first. That is how a card
-of 12 GB is had on a larger one. Speed beside llama-server: ``python -m benchmarks.qwen3 --device cuda:0``.
+of 12 GB is had on a larger one. What fails is a row that says so. Speed beside llama-server: ``python -m
+benchmarks.qwen3 --device cuda:0``.
 """
 
 from __future__ import annotations
@@ -42,12 +43,17 @@ from edge_embed import Embedder
 from edge_embed.engine import backends, placement
 from edge_embed.engine.memory_model import gpu_need
 from edge_embed.engine.plan import room_of
-from edge_embed.engine.shape import BATCH_CAUSAL, BATCH_ENCODER, SEQ_MAX, context_shape, has_memory
+from edge_embed.engine.shape import context_shape, has_memory, sizes
 from edge_embed.gguf_header import read_header
 from edge_embed.model_info import read_model_info
 
 WATCH = 0.005  # seconds between two looks at the device's free memory
 PIECE = 2**30  # bytes of a buffer that only takes memory away
+TAKEN = "taken"  # what a process says that has taken the device's memory
+
+
+class JobError(Exception):
+    """A process that embeds has ended without an answer, as ggml's CUDA ends it where its memory does not suffice."""
 
 
 def main() -> None:
@@ -89,11 +95,25 @@ def table(options: argparse.Namespace) -> None:
         "tokens": options.tokens,
     }
     with tempfile.TemporaryDirectory() as folder:
-        expected = {path: _run(path, "cpu", work, Path(folder))[1] for path in options.models}
+        expected: dict[Path, dict[str, Any]] = {}
+        for path in options.models:
+            with failures_said(path):
+                expected[path] = _run(path, "cpu", work, Path(folder))[1]
+                _run(path, f"{options.device},cpu", work, Path(folder))
         for limit in (None, *options.free):
             with left_with(options.device, limit):
-                for path in options.models:
-                    row(path, options.device, work, Path(folder), expected[path])
+                for path in expected:
+                    with failures_said(path):
+                        row(path, options.device, work, Path(folder), expected[path])
+
+
+@contextlib.contextmanager
+def failures_said(path: Path) -> Iterator[None]:
+    """A job that fails is a row, and the others are measured all the same."""
+    try:
+        yield
+    except JobError as error:
+        print(f"| {path.stem} |{' |' * 7} failed: {str(error).replace('|', '/')} |", flush=True)
 
 
 def row(path: Path, device: str, work: dict[str, Any], folder: Path, expected: dict[str, Any]) -> None:
@@ -129,7 +149,7 @@ def _run(path: Path, device: str, work: dict[str, Any], folder: Path) -> tuple[d
     command = [sys.executable, "-m", "benchmarks.devices", "--job"]
     done = subprocess.run(command, input=request, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"{path.name} on {device}: {done.stderr[-2000:]}")
+        raise JobError(f"exit code {done.returncode} on {device}: {' '.join(done.stderr.split())[-500:]}")
     with np.load(out) as rows:
         return json.loads(done.stdout.splitlines()[-1]), dict(rows)
 
@@ -158,9 +178,9 @@ def _planned(path: Path, device: str, gpu_layers: int, tokens: int) -> int:
     room = room_of([_gpu(device)])
     if info.shape is None or room.device is None or not gpu_layers:
         return 0
-    cached = has_memory(info)
-    cells = max(tokens, BATCH_CAUSAL if info.causal else BATCH_ENCODER)
-    context = context_shape(info, n_tokens=cells, n_seq_max=SEQ_MAX, hidden=cached)
+    cached, usual = has_memory(info), sizes(info)
+    n_tokens = max(min(tokens, info.max_tokens), usual.n_batch)
+    context = context_shape(info, n_tokens=n_tokens, n_seq_max=usual.n_seq_max, hidden=cached)
     layers = info.shape.n_layer + 1 if gpu_layers < 0 else gpu_layers
     return gpu_need(info.shape, context, cached=cached, gpu_layers=layers, device=room.device).total
 
@@ -203,8 +223,7 @@ def left_with(device: str, free_gb: float | None) -> Iterator[None]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        said = process.stdout.readline()
-        if not said:
+        if process.stdout.readline().strip() != TAKEN:
             sys.exit(f"{device} could not be left with {free_gb} GB")
         yield
     finally:
@@ -228,7 +247,7 @@ def occupy(device: str, free: int) -> None:
         if not buffer:
             sys.exit(f"{device} gives no {min(more, PIECE):,} bytes more")
         ggml.ggml_backend_buffer_clear(buffer, 0)  # memory that nobody has written to may not be there yet
-    print("taken", flush=True)
+    print(TAKEN, flush=True)
     sys.stdin.read()
 
 

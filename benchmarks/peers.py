@@ -73,7 +73,10 @@ class Peer:
     def __init__(self, engine: Engine, variant: Variant, threads: int) -> None:
         self.engine, self.variant = engine, variant
         self.version = ""
-        settings = {"model": engine.model, "threads": threads, **variant.settings}
+        # The worker's folder is another one: it is to import the installed package, not the checkout.
+        settings = {"model": str(Path(engine.model).absolute()), "threads": threads, **variant.settings}
+        if "program" in settings:
+            settings["program"] = _absolute(settings["program"])
         environment = {
             **os.environ,
             "PYTHONPATH": "",
@@ -83,13 +86,13 @@ class Peer:
             **engine.environment,
         }
         self._process = subprocess.Popen(
-            [engine.python, str(_HERE / "worker.py"), engine.kind, json.dumps(settings)],
+            [_absolute(engine.python), str(_HERE / "worker.py"), engine.kind, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
-            cwd=_HERE,  # not the checkout: the worker imports the installed package
+            cwd=_HERE,
         )
 
     def wait_until_ready(self) -> None:
@@ -154,6 +157,11 @@ class Row:
     peak_mb: float = 0.0
     results: npt.NDArray[np.float32] | None = None
     failure: str = ""
+
+
+def _absolute(program: str) -> str:
+    """Where it lies; links are left alone, since an environment's interpreter is one."""
+    return str(Path(shutil.which(program) or program).absolute())
 
 
 def available(engine: Engine, module: str = "") -> Engine:

@@ -21,8 +21,8 @@ Peers run in environments of their own, and one that is not there is a row that 
   in ``edge-embed engine list`` or their folder, and, to compare, the same files on the CPU's own kernels.
 
 ``--device cuda:0`` has this project compute there, llama-server with all layers on a GPU, and sentence-transformers on
-it if it is CUDA. ``--model`` takes another GGUF with the same vocabulary, such as ``shape4b``'s, for this project and
-llama.cpp's.
+it if it is CUDA; llama-cpp-python, which pip builds for the processor, is left out. ``--model`` takes another GGUF with
+the same vocabulary, such as ``shape4b``'s, for this project and llama.cpp's.
 
 Each is first tried with several settings on work of the same kind, and measured with its best (see the table). Every
 engine has a process of its own and they stay loaded together, which takes some 14 GB. Weights are random, of the
@@ -47,6 +47,7 @@ from benchmarks.machine import machine_line
 from benchmarks.peers import OURS, Engine, Peer, PeerError, Variant, available, compare, table, versions
 from benchmarks.shape06 import Shape06
 from edge_embed.engine.devices import default_threads
+from edge_embed.gguf_header import read_header
 
 INSTRUCTION = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 SERVER_CONTEXT = 8192  # tokens of all slots of llama-server together, where speed is measured
@@ -150,8 +151,8 @@ def embedders(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
         for ftype in ("bf16", "q8_0"):
             file, name = str(shape.embedder(ftype)), ftype.upper()
             rows.append(Engine(f"{OURS} {name}", "edge-embed", sys.executable, file))
-            engine = {"EDGE_EMBED_ENGINE": options.openvino}
-            rows.append(Engine(f"{OURS} {name}, OpenVINO", "edge-embed", sys.executable, file, environment=engine))
+            chosen = {"EDGE_EMBED_ENGINE": options.openvino}
+            rows.append(Engine(f"{OURS} {name}, OpenVINO", "edge-embed", sys.executable, file, environment=chosen))
     rows.append(_server(options, model, ["--pooling", "last"]))
     # Its batch is what it cuts texts at, so it is as large as the longest document.
     llama = [
@@ -161,18 +162,18 @@ def embedders(options: argparse.Namespace, shape: Shape06) -> list[Engine]:
         )
         for flash in (True, False)
     ]
-    rows.append(
-        available(
-            Engine("llama-cpp-python", "llama-cpp-python", options.stock_python, model, tuple(llama)), "llama_cpp"
-        )
-    )
+    engine = Engine("llama-cpp-python", "llama-cpp-python", options.stock_python, model, tuple(llama))
+    on_gpu = bool(_layers(options))
+    rows.append(replace(engine, missing="it is the processor's") if on_gpu else available(engine, "llama_cpp"))
+    width = read_header(Path(model)).metadata["qwen3.embedding_length"]
+    same = width == json.loads((shape.checkpoint / "config.json").read_text(encoding="utf-8"))["hidden_size"]
     for dtype in ("float32", "bfloat16"):
         place = options.device if options.device.startswith("cuda") else "cpu"
         ways = [Variant(f"batch_size={n}", {"dtype": dtype, "batch_size": n, "device": place}) for n in (1, 4, 16, 60)]
         engine = Engine(
             f"sentence-transformers {dtype}", "sentence-transformers", options.peer_python, checkpoint, tuple(ways)
         )
-        rows.append(available(engine, "sentence_transformers"))
+        rows.append(available(engine, "sentence_transformers") if same else replace(engine, missing="no checkpoint"))
     return _first_ways(rows) if options.one_way else rows
 
 

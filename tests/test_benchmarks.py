@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -16,9 +17,12 @@ from benchmarks import noise, parity06, parity_cases
 from benchmarks.datasets import beginning, stretches
 from benchmarks.lengths import flop_per_token
 from benchmarks.peers import Engine, Row, Variant, available, compare, factor, table
+from benchmarks.qwen3 import embedders
+from benchmarks.shape06 import Shape06
 from edge_embed import Embedder
 from edge_embed.engine.devices import Gpu
 from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
 from tests.checkpoints import small_bpe_tokenizer
 
 
@@ -189,3 +193,76 @@ def test_the_vectors_of_a_device_are_those_of_a_process(qwen3_path: Path, tmp_pa
     assert device_table.cosine(rows["each"], expected) == pytest.approx(1, abs=1e-5)
     assert device_table.cosine(rows["long"], long) == pytest.approx(1, abs=1e-5)
     assert rows["queries"].shape == (1, 32)
+
+
+def test_a_job_that_fails_is_a_row_and_others_are_measured(
+    qwen3_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first run on the device is not measured, since one more process tries the model in it."""
+    (tmp_path / "scifact").mkdir()
+    ran: list[tuple[str, str]] = []
+    broken = tmp_path / "broken.gguf"
+    rows = {"texts": np.eye(2, 4), "each": np.eye(2, 4)}
+
+    def run(path: Path, device: str, _work: object, _folder: Path) -> tuple[dict[str, object], dict[str, object]]:
+        ran.append((path.stem, device))
+        if path == broken and device != "cpu":
+            raise device_table.JobError("a | b")
+        return {"gpu_layers": 0, "notes": []}, rows
+
+    monkeypatch.setattr(device_table, "beir", lambda _: ({"a": "cat"}, {"b": "dog"}, {}))
+    monkeypatch.setattr(device_table, "_gpu", lambda _: Gpu("CUDA0", "a card", "CUDA", 12 * 10**9, 8 * 10**9, False))
+    monkeypatch.setattr(device_table, "_run", run)
+    monkeypatch.setattr(sys, "argv", ["devices", str(broken), str(qwen3_path), "--data", str(tmp_path)])
+    device_table.main()
+    good = qwen3_path.stem
+    assert ran == [
+        ("broken", "cpu"), ("broken", "cuda:0,cpu"), (good, "cpu"), (good, "cuda:0,cpu"),
+        ("broken", "cuda:0,cpu"), (good, "cuda:0,cpu"),
+    ]  # fmt: skip
+    *_, head, _line, first, second, measured = capsys.readouterr().out.splitlines()
+    assert first == second == f"| broken |{' |' * 7} failed: a / b |"
+    assert measured.startswith(f"| {good} | 8.00 GB | 0 |")
+    assert {line.count("|") for line in (head, first, measured)} == {10}
+
+
+def test_a_job_that_ends_says_why(tmp_path: Path) -> None:
+    with pytest.raises(device_table.JobError, match=r"exit code 1 on cpu: .*there is no model file"):
+        device_table._run(
+            tmp_path / "none.gguf", "cpu", {"texts": [], "queries": [], "long": "", "tokens": 8}, tmp_path
+        )
+
+
+def test_a_text_is_planned_as_long_as_the_model_takes_it(qwen3_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_table, "_gpu", lambda _: Gpu("CUDA0", "a card", "CUDA", 12 * 10**9, 8 * 10**9, False))
+    most = read_model_info(read_header(qwen3_path)).max_tokens
+    short, whole, longer = (device_table._planned(qwen3_path, "cuda:0", -1, n) for n in (8, most, 4 * most))
+    assert short < whole == longer
+
+
+def test_a_worker_finds_what_is_named_from_here(
+    qwen3_path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It runs in another folder; `make bench` names everything from the checkout."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").symlink_to(qwen3_path)
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    program.chmod(0o755)
+    request = {"job": "embed", "texts": ["one"]}
+    engine = available(Engine("ours", "edge-embed", "./python", "model.gguf"))
+    (found,) = compare([engine], [request], threads=1, trial=request, check=request)
+    assert ("", 1) == (found.failure, len(found.seconds))
+
+
+def test_on_a_device_peers_that_compute_something_else_are_rows_that_say_so(tmp_path: Path, qwen3_path: Path) -> None:
+    (tmp_path / "ckpt").mkdir()
+    (tmp_path / "ckpt" / "config.json").write_text('{"hidden_size": 7}')
+    options = argparse.Namespace(
+        model=str(qwen3_path), device="cuda:0", type="q8_0", also=[], openvino=None, one_way=False,
+        llama_server=sys.executable, stock_python=sys.executable, peer_python=sys.executable,
+    )  # fmt: skip
+    ours, server, *others = embedders(options, Shape06(tmp_path))
+    assert ours.variants[0].settings == {"arguments": {"device": "cuda:0"}}
+    assert all("-ngl" in way.settings["flags"] for way in server.variants)
+    assert ["it is the processor's", "no checkpoint", "no checkpoint"] == [other.missing for other in others]
