@@ -51,6 +51,15 @@ def test_what_the_output_cannot_show_ends_no_command() -> None:
     assert b"\\u2192 " in done.stdout
 
 
+def test_json_stays_json_whatever_the_output_can_show() -> None:
+    """JSON knows an escape for each letter, and it is not always Python's."""
+    text = "é 猫 🐈"
+    environment = {**os.environ, "PYTHONIOENCODING": "cp1251"}
+    command = [*COMMAND, "doctor", "--model", text, "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert text in json.loads(done.stdout.decode("cp1251"))["checks"][-1]["detail"]
+
+
 def test_doctor_says_that_the_fastest_kernels_crash(monkeypatch: pytest.MonkeyPatch, bert_path: Path) -> None:
     """Works, but slowly: exit code 0 and the way to mend it."""
     crashes = probe.ChildResult(True, "it died of SIGILL")

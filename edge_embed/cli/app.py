@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
+import json
 import os
 import platform
 import sys
@@ -96,9 +98,19 @@ def _open_missing_streams() -> None:
 
 
 def _write_in_any_encoding() -> None:
-    """What standard output has no letter for (a pipe under Windows is not UTF-8) becomes ``\\u2192``, as on stderr."""
+    """What standard output has no letter for (a pipe under Windows is not UTF-8) becomes ``\\u2192``, as on stderr.
+
+    It does so by JSON's rules, which know neither ``\\xe9`` nor ``\\U0001f408``: what is printed may be JSON.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("edge_embed.json", _escaped)
+        sys.stdout.reconfigure(errors="edge_embed.json")
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _unexpected(ctx: click.Context, error: Exception, debug: bool) -> NoReturn:
