@@ -2,7 +2,7 @@
 
 Two things end a process that loads a model: kernels that were compiled wrongly (gcc 12 on CPUs with AMX) and files
 that pass every check of ours and still crash the library. So before a file is first used, a child process loads it and
-computes two small batches. If the child dies with the repacked weights that AMX uses, it is tried without them; if it
+computes some small batches. If the child dies with the repacked weights that AMX uses, it is tried without them; if it
 dies again, the file is refused. On a GPU the child computes the same on the CPU, too: a driver or a backend that gives
 other vectors is no more used than one that crashes. The result is cached per library, CPU, file and device.
 """

@@ -57,7 +57,7 @@ def create_app(
         metrics: counters that the registry's models report to.
         log: where requests are written to; nowhere by default.
         warm_up: of each of these kinds the first model is loaded, and has answered, before requests are taken; where
-            the machine has no room for one, none ever are, and the gate's ``failure`` says why.
+            the machine has no room for one, the gate's ``failure`` says why, and whoever runs this may end.
         token_table: what the token ids of requests stand for; None for the model's own.
         search: the database that ``/v1/search`` answers from; without one there is no such route.
     """
@@ -107,7 +107,7 @@ async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
     """Load the first models, so that the first request does not wait; then take requests.
 
     A file that cannot be loaded is said and is no reason to end: the others answer, and its own requests are told why.
-    One that the machine has no room for is: nothing that clients could do would make it answer.
+    One that the machine has no room for is, for our own program; under another one it is the same as such a file.
     """
     for kind in kinds:
         try:
@@ -120,7 +120,7 @@ async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
         except Exception as error:
             gate.log.unexpected("warm-up", error)
     gate.ready = True
-    if gate.failure is None:  # else the program ends; under another server, requests are told the numbers
+    if gate.failure is None:
         gate.log.event("ready")
         gate.announce()
 
