@@ -14,8 +14,8 @@ queries that share the instruction's keys and values, and one text of so many to
 * to the processor, alone: the smallest cosine of a row to the same row on the processor, and to the text alone.
 
 ``--free`` repeats the rows with so much memory left, in GB: a process allocates the others first. That is how a card
-of 12 GB is had on a larger one. What fails is a row that says so. Speed beside llama-server: ``python -m
-benchmarks.qwen3 --device cuda:0``.
+of 12 GB is had on a larger one; a device that has the machine's memory has none to take. What fails is a row that says
+so. Speed beside llama-server: ``python -m benchmarks.qwen3 --device cuda:0``.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def main() -> None:
 def table(options: argparse.Namespace) -> None:
     """Every model with all of the device's memory, then with less."""
     gpu = _gpu(options.device)
+    if options.free and gpu.shares_memory:
+        sys.exit(f"{gpu.device} has the machine's memory, of which nothing is taken away: leave --free out")
     print(f"{machine_line()}\n{gpu.device}: {gpu.description}, {gpu.total / 1e9:.1f} GB\n")
     print("| model | free | layers | planned | measured | off by | to the processor | alone | notes |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
@@ -242,7 +244,11 @@ def occupy(device: str, free: int) -> None:
         function = getattr(ggml, name)
         function.restype, function.argtypes = result, arguments
     kind = ggml.ggml_backend_dev_buffer_type(ggml.ggml_backend_dev_by_name(_gpu(device).name.encode()))
+    left = _gpu(device).free
     while (more := _gpu(device).free - free) > 0:
+        if left <= 0:
+            sys.exit(f"{device} does not say what of its memory is free")
+        left -= min(more, PIECE)
         buffer = ggml.ggml_backend_buft_alloc_buffer(kind, min(more, PIECE))
         if not buffer:
             sys.exit(f"{device} gives no {min(more, PIECE):,} bytes more")

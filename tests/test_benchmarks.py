@@ -266,3 +266,12 @@ def test_on_a_device_peers_that_compute_something_else_are_rows_that_say_so(tmp_
     assert ours.variants[0].settings == {"arguments": {"device": "cuda:0"}}
     assert all("-ngl" in way.settings["flags"] for way in server.variants)
     assert ["it is the processor's", "no checkpoint", "no checkpoint"] == [other.missing for other in others]
+
+
+def test_the_machines_own_memory_is_not_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where a device has no other, every program would be without."""
+    monkeypatch.setattr(device_table, "_gpu", lambda _: Gpu("OPENVINO0", "", "OPENVINO", 10**9, 10**9, True))
+    monkeypatch.setattr(device_table, "left_with", lambda *_: pytest.fail("it is taken"))
+    monkeypatch.setattr(sys, "argv", ["devices", "m.gguf", "--data", str(tmp_path), "--free", "1"])
+    with pytest.raises(SystemExit, match="has the machine's memory"):
+        device_table.main()
