@@ -238,7 +238,8 @@ def _plain(name: str, found: Sequence[Gpu] | None) -> str:
         InvalidOptionError: it is not among the GPUs that were found; None where these are not known.
     """
     said = ",".join(part.strip() for part in name.lower().split(","))
-    if said == placement.AUTO:
+    if placement.AUTO in said.split(","):
+        placement.wanted(said, None, ())  # says that there is no more to say
         return ""
     return said.removesuffix(f",{placement.CPU}") if found is None else placement.wanted(said, None, found).device
 

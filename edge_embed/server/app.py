@@ -117,6 +117,7 @@ async def _warm_up(gate: Gate, kinds: tuple[Kind, ...]) -> None:
             gate.log.event("not loaded", kind=kind, error=str(error).replace("\n", "; "))
             if isinstance(error, EngineMemoryError):
                 gate.failure = error
+                break
         except Exception as error:
             gate.log.unexpected("warm-up", error)
     gate.ready = True

@@ -96,6 +96,8 @@ def test_other_engines_may_have_other_devices(info: ModelInfo) -> None:
     libraries = [bindings.load().library.parent]
     planned = tuner.plan(info, "mixed", device_names=["auto", "Vulkan:1,cpu"], libraries=libraries)
     assert tried(planned) == ("", ["", "vulkan:1"])
+    with pytest.raises(InvalidOptionError, match="auto,cpu"):
+        tuner.plan(info, "mixed", device_names=["auto", "auto,cpu"], libraries=libraries)
     with pytest.raises(InvalidOptionError, match="there is no vulkan:1"):
         tuner.plan(info, "mixed", device_names=["vulkan:1", "cpu"], libraries=libraries)
 
