@@ -194,6 +194,39 @@ def test_freeing_on_the_engines_own_thread_does_not_wait_for_itself(bert_path: P
     assert "done\n" == run_script(code, bert_path, timeout=30)
 
 
+def test_the_program_does_not_end_under_a_model_that_is_being_freed(bert_path: Path) -> None:
+    """Nobody waits for the engine's own thread, and the libraries are torn down when the program ends."""
+    code = """
+    import sys, time
+    from edge_embed.engine.llama import LlamaEngine
+    from edge_embed.engine.owner import Handles
+    from edge_embed.gguf_header import read_header
+    from edge_embed.model_info import read_model_info
+
+    free = Handles.free
+    def slow(handles):
+        time.sleep(0.3)
+        free(handles)
+        print("freed")
+    Handles.free = slow
+
+    class Work:
+        def __init__(self, engine):
+            self.engine = engine
+        def __call__(self):
+            pass
+
+    engine = LlamaEngine(read_model_info(read_header(sys.argv[1])), n_threads=1)
+    owner = engine._owner
+    with owner._lock:
+        future = owner._submit(Work(engine))
+        del engine
+    future.result()
+    print("done")
+    """
+    assert "done\nfreed\n" == run_script(code, bert_path, timeout=30)
+
+
 def test_a_thread_may_outlive_the_main_one(bert_path: Path) -> None:
     code = """
     import sys, threading, time

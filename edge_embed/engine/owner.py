@@ -6,15 +6,18 @@ as many teams as contexts, however many threads ask.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
+from weakref import WeakSet
 
 from edge_embed.cancellation import Cancellation
 from edge_embed.errors import CallCancelledError, EngineClosedError, EngineUnavailableError
@@ -24,6 +27,9 @@ T = TypeVar("T")
 # How long closing waits for a thread that has nothing more to do. Not for ever: a destructor may have interrupted its
 # caller inside one of the locks that an ending thread takes.
 _END_SECONDS: Final = 1.0
+# How long the end of the program waits for a thread that is busy, which otherwise frees a model while the libraries are
+# torn down. A large model takes a second.
+_EXIT_SECONDS: Final = 10.0
 
 
 class AbortFlag:
@@ -98,6 +104,9 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
         del job, future, run  # it may hold the last reference to the engine
 
 
+_OWNERS: Final[WeakSet[Owner]] = WeakSet()
+
+
 class Owner:
     """Runs work on one thread, in the order in which it came.
 
@@ -119,6 +128,7 @@ class Owner:
         self._abort = abort
         self._current: object = None
         self.closed = False
+        _OWNERS.add(self)
 
     def call(self, work: Callable[[], T], stop: Cancellation | None = None) -> T:
         """The work's result. An interrupt of the waiting thread, or ``stop``, ends the computation first."""
@@ -214,6 +224,22 @@ class Owner:
             self._jobs.put(None)
         future.result()
         self._thread.join(_END_SECONDS)
+
+    def settle(self) -> None:
+        """Wait until the thread has nothing to do, or has ended."""
+        if os.getpid() != self._pid:
+            return
+        behind = self._submit(lambda: None)
+        until = time.monotonic() + _EXIT_SECONDS
+        while self._thread.is_alive() and not behind.done() and time.monotonic() < until:
+            time.sleep(0.001)
+
+
+@atexit.register
+def _settle() -> None:
+    """A model whose last reference was dropped by its own thread is being freed there, and nobody waits for it."""
+    for owner in list(_OWNERS):
+        owner.settle()
 
 
 def shutdown(owner: Owner, handles: Handles, further: Sequence[SupportsClose] = ()) -> None:
