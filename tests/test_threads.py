@@ -169,61 +169,47 @@ def test_an_embedder_that_nobody_keeps_is_freed_without_hanging(bert_path: Path)
     assert "done 0\n" == run_script(code, bert_path)
 
 
-def test_freeing_on_the_engines_own_thread_does_not_wait_for_itself(bert_path: Path) -> None:
-    """The same, with the order forced: the work under way holds the last reference."""
-    code = """
-    import sys
-    from edge_embed.engine.llama import LlamaEngine
-    from edge_embed.gguf_header import read_header
-    from edge_embed.model_info import read_model_info
+# Work that holds the last reference to an engine, with the order forced: the engine's own thread has to free it.
+HOLDS_THE_LAST_REFERENCE = """
+import sys, time
+from edge_embed.engine.llama import LlamaEngine
+from edge_embed.engine.owner import Handles
+from edge_embed.gguf_header import read_header
+from edge_embed.model_info import read_model_info
 
-    class Work:
-        def __init__(self, engine):
-            self.engine = engine
-        def __call__(self):
-            pass
+class Work:
+    def __init__(self, engine):
+        self.engine = engine
+    def __call__(self):
+        pass
 
-    engine = LlamaEngine(read_model_info(read_header(sys.argv[1])), n_threads=1)
+def drop(path):
+    engine = LlamaEngine(read_model_info(read_header(path)), n_threads=1)
     owner = engine._owner
     with owner._lock:
         future = owner._submit(Work(engine))
         del engine
     future.result()
     print("done")
-    """
+"""
+
+
+def test_freeing_on_the_engines_own_thread_does_not_wait_for_itself(bert_path: Path) -> None:
+    code = HOLDS_THE_LAST_REFERENCE + "drop(sys.argv[1])"
     assert "done\n" == run_script(code, bert_path, timeout=30)
 
 
 def test_the_program_does_not_end_under_a_model_that_is_being_freed(bert_path: Path) -> None:
     """Nobody waits for the engine's own thread, and the libraries are torn down when the program ends."""
-    code = """
-    import sys, time
-    from edge_embed.engine.llama import LlamaEngine
-    from edge_embed.engine.owner import Handles
-    from edge_embed.gguf_header import read_header
-    from edge_embed.model_info import read_model_info
-
-    free = Handles.free
-    def slow(handles):
-        time.sleep(0.3)
-        free(handles)
-        print("freed")
-    Handles.free = slow
-
-    class Work:
-        def __init__(self, engine):
-            self.engine = engine
-        def __call__(self):
-            pass
-
-    engine = LlamaEngine(read_model_info(read_header(sys.argv[1])), n_threads=1)
-    owner = engine._owner
-    with owner._lock:
-        future = owner._submit(Work(engine))
-        del engine
-    future.result()
-    print("done")
-    """
+    slowly = """
+free = Handles.free
+def slow(handles):
+    time.sleep(0.3)
+    free(handles)
+    print("freed")
+Handles.free = slow
+"""
+    code = f"{HOLDS_THE_LAST_REFERENCE}{slowly}drop(sys.argv[1])"
     assert "done\nfreed\n" == run_script(code, bert_path, timeout=30)
 
 

@@ -51,16 +51,17 @@ SOURCES = (HERE / "llama.cmake", *sorted(HERE.glob("*.h")), *sorted((HERE / "nat
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 LOG_TAIL = 60  # lines of the log shown on failure
 
+APT = "on Debian and Ubuntu `apt install {}`".format
 # Text in a failed build's log -> what to do. The first that matches is shown.
 HINTS = (
     (r"No space left on device", "the disk is full: free some space, or point EDGE_EMBED_CACHE at another disk"),
     (
         r"CMAKE_C(XX)?_COMPILER not set|No CMAKE_C(XX)?_COMPILER could be found|compiler not found",
-        "a C and a C++ compiler are needed: on Debian and Ubuntu `apt install gcc g++`",
+        f"a C and a C++ compiler are needed: {APT('gcc g++')}",
     ),
     (
         r"CMake \S+ or higher is required|Could not find CMake|cmake: (command )?not found",
-        "CMake 3.21 or newer is needed: on Debian and Ubuntu `apt install cmake`",
+        f"CMake 3.21 or newer is needed: {APT('cmake')}",
     ),
     (
         r"No matching distribution found|Could not find a version|NewConnectionError|Read timed out",
@@ -72,24 +73,19 @@ HINTS = (
     ),
     (
         r"Could NOT find Vulkan|SPIRV-Headers",
-        "Vulkan needs its headers and the shader compiler: on Debian and Ubuntu "
-        "`apt install libvulkan-dev spirv-headers glslc`",
+        f"Vulkan needs its headers and the shader compiler: {APT('libvulkan-dev spirv-headers glslc')}",
     ),
-    (
-        r"aarch64-linux-gnu-g\S+\s+(is )?not\s",
-        "the cross compiler is needed: on Debian and Ubuntu `apt install g++-aarch64-linux-gnu`",
-    ),
+    (r"aarch64-linux-gnu-g\S+\s+(is )?not\s", f"the cross compiler is needed: {APT('g++-aarch64-linux-gnu')}"),
     (
         r"has\s+no\s+OpenVINO",
         "OpenVINO's libraries are needed: `pip install 'edge-embed[openvino]'` (or `pip install --no-deps openvino`)",
     ),
     (
         r"Could NOT find OpenCL|CL/cl2?\.h",
-        "OpenVINO needs OpenCL's headers: on Debian and Ubuntu "
-        "`apt install opencl-headers ocl-icd-opencl-dev opencl-clhpp-headers`",
+        f"OpenVINO needs OpenCL's headers: {APT('opencl-headers ocl-icd-opencl-dev opencl-clhpp-headers')}",
     ),
     (r"Killed|cannot allocate memory|out of memory", "memory ran out: try CMAKE_BUILD_PARALLEL_LEVEL=1"),
-    (r"No module named pip", "the interpreter has no pip: on Debian and Ubuntu `apt install python3-venv`"),
+    (r"No module named pip", f"the interpreter has no pip: {APT('python3-venv')}"),
 )
 
 
@@ -160,10 +156,7 @@ def compiler_identity() -> list[str]:
         if shutil.which(command[0]) is None:
             if os.name == "nt":  # MSVC is found by CMake without being on the PATH
                 continue
-            raise BuildError(
-                f"{command[0]} was not found: on Debian and Ubuntu `apt install {package}`, "
-                f"or set {variable} to your compiler"
-            )
+            raise BuildError(f"{command[0]} was not found: {APT(package)}, or set {variable} to your compiler")
         answer = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
         lines.append(f"{variable} {(answer.stdout or answer.stderr).partition(chr(10))[0].strip()}")
     return lines
