@@ -206,9 +206,7 @@ def _jobs() -> int:
 def _compile(preset: str, sources: Path, work: Path, jobs: int) -> None:
     cmake = _tool("cmake")
     if not cmake:
-        raise EngineBuildError(
-            "cmake was not found", hint="on Debian and Ubuntu `apt install cmake`, or `pip install cmake`"
-        )
+        raise EngineBuildError("cmake was not found", hint=f"{pip_build.APT('cmake')}, or `pip install cmake`")
     ninja = _tool("ninja")
     generator = (
         ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja and "CMAKE_GENERATOR" not in os.environ else []
